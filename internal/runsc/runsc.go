@@ -1,0 +1,253 @@
+// Package runsc drives the runsc binary and its sandboxes.
+//
+// It is the only place that knows runsc's flags, its messages and the protocol
+// of its control socket. What it keeps true:
+//
+//   - Every command ends at the deadline of its context, also when a
+//     grandchild holds its output open.
+//   - A failed command's error carries the first fatal line that runsc or the
+//     sentry logged for it, not the "EOF" that the failure of one looks like to
+//     the other.
+//   - Commands are started for create, start, run and delete only. What
+//     happens in a running sandbox goes over its control socket, one
+//     connection a call: an idle connection would delay the sandbox's exit.
+package runsc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runc "github.com/containerd/go-runc"
+)
+
+// Options say which runsc is run, and how.
+type Options struct {
+	Path  string   // the binary
+	Root  string   // its --root: the states and control sockets of its containers
+	Flags []string // global flags of the handler, such as "--platform=kvm"
+}
+
+// Runtime is one runsc binary with one set of flags.
+type Runtime struct {
+	path  string
+	root  string
+	flags []string
+}
+
+// New returns the runtime of o. It runs nothing.
+func New(o Options) *Runtime {
+	flags := []string{
+		// Sub containers' memory is accounted by the cgroups inside the
+		// sandbox, which containers see as version 2.
+		"--in-sandbox-cgroup=v2",
+		// The writable layer is a file in the upper directory of the container's
+		// root file system: fast, and its blocks are the layer's usage.
+		"--overlay2=root:self",
+		// Otherwise an open control connection keeps a dead sandbox for 15 s.
+		"--control-rpc-stop-timeout=0s",
+	}
+	return &Runtime{path: o.Path, root: o.Root, flags: append(flags, o.Flags...)}
+}
+
+// Path is the binary's path.
+func (r *Runtime) Path() string { return r.path }
+
+// Version returns what the binary calls its version.
+func (r *Runtime) Version(ctx context.Context) (string, error) {
+	out, err := r.command(ctx, "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("version of %s: %w", r.path, err)
+	}
+	first, _, _ := strings.Cut(string(out), "\n")
+	version, ok := strings.CutPrefix(first, "runsc version ")
+	if !ok {
+		return "", fmt.Errorf("version of %s: it printed %q: %w", r.path, first, errdefs.ErrFailedPrecondition)
+	}
+	return version, nil
+}
+
+// CreateConfig is what Create needs besides the OCI bundle.
+type CreateConfig struct {
+	Bundle      string // directory with config.json; runsc's logs and pid file are put there
+	HostNetwork bool   // the sandbox uses the host's network stack
+}
+
+// Create makes the sandbox id with its root container, not started, and returns
+// the process id of the sandbox on the host.
+func (r *Runtime) Create(ctx context.Context, id string, c CreateConfig) (int, error) {
+	args := []string{"--panic-log=" + filepath.Join(c.Bundle, panicLog)}
+	if c.HostNetwork {
+		args = append(args, "--network=host")
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer null.Close()
+	pidFile := filepath.Join(c.Bundle, "pid")
+	err = r.run(ctx, c.Bundle, func(cli *runc.Runc) error {
+		cli.ExtraArgs = append(cli.ExtraArgs, args...)
+		return cli.Create(ctx, id, c.Bundle, &runc.CreateOpts{PidFile: pidFile, IO: Stdio{null, null, null}})
+	})
+	if err != nil {
+		return 0, fmt.Errorf("sandbox creation: %w", err)
+	}
+	text, err := os.ReadFile(pidFile)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(text)))
+}
+
+// Start starts the root container of the sandbox id that was created from
+// bundle. The addresses of its network namespace are read now.
+func (r *Runtime) Start(ctx context.Context, id, bundle string) error {
+	err := r.run(ctx, bundle, func(cli *runc.Runc) error { return cli.Start(ctx, id) })
+	if err != nil {
+		return fmt.Errorf("sandbox start: %w", err)
+	}
+	return nil
+}
+
+// Run creates and starts the sub container id of the bundle in its sandbox,
+// with the given standard streams. After an error there is no container id.
+func (r *Runtime) Run(ctx context.Context, id, bundle string, stdio Stdio) error {
+	return r.run(ctx, bundle, func(cli *runc.Runc) error {
+		_, err := cli.Run(ctx, id, bundle, &runc.CreateOpts{Detach: true, IO: stdio})
+		return err
+	})
+}
+
+// Delete kills the container id if it runs and removes what runsc keeps of it.
+// A container that is not there is no error.
+func (r *Runtime) Delete(ctx context.Context, id string) error {
+	if !r.exists(id) {
+		return nil
+	}
+	err := r.run(ctx, "", func(cli *runc.Runc) error {
+		return cli.Delete(ctx, id, &runc.DeleteOpts{Force: true})
+	})
+	if err != nil && r.exists(id) {
+		return fmt.Errorf("deletion of container %s: %w", id, err)
+	}
+	return nil
+}
+
+// Forget removes what runsc keeps of the containers of a sandbox whose
+// processes are dead, and of the sandbox's control socket.
+func (r *Runtime) Forget(sandboxID string) error {
+	files, err := filepath.Glob(filepath.Join(r.root, "*"+stateInfix+sandboxID+".*"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range append(files, r.socket(sandboxID)) {
+		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// stateInfix stands between the container's and the sandbox's id in the name
+// of a state file.
+const stateInfix = "_sandbox:"
+
+// List returns the containers that runsc knows, with the sandbox of each.
+func (r *Runtime) List() (map[string]string, error) {
+	entries, err := os.ReadDir(r.root)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	sandboxes := map[string]string{}
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), ".state")
+		if !ok {
+			continue
+		}
+		if id, sandbox, ok := strings.Cut(name, stateInfix); ok {
+			sandboxes[id] = sandbox
+		}
+	}
+	return sandboxes, nil
+}
+
+// exists tells whether runsc keeps a state for the container.
+func (r *Runtime) exists(id string) bool {
+	found, err := filepath.Glob(filepath.Join(r.root, id+stateInfix+"*.state"))
+	return err != nil || len(found) > 0
+}
+
+// run calls f with a CLI that logs to a file of the bundle ("" for none), and
+// puts the cause that the log names in place of f's error.
+func (r *Runtime) run(ctx context.Context, bundle string, f func(*runc.Runc) error) error {
+	cli := &runc.Runc{Command: r.path, Root: r.root, ExtraArgs: append([]string(nil), r.flags...)}
+	if bundle != "" {
+		cli.Log = filepath.Join(bundle, callLog)
+		cli.LogFormat = runc.JSON
+		// The sandbox keeps the file of its creation open and may append to
+		// it; so a new file for each call, not a truncated one.
+		if err := os.Remove(cli.Log); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	err := f(cli)
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("runsc: %w", context.Cause(ctx))
+	}
+	if bundle != "" {
+		if cause := Cause(bundle); cause != "" {
+			return classify(cause)
+		}
+	}
+	return classify(err.Error())
+}
+
+// command is a call of the binary whose output is wanted.
+func (r *Runtime) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, r.path, append(append([]string{"--root=" + r.root}, r.flags...), args...)...)
+	// A grandchild may hold the output open past the deadline.
+	cmd.WaitDelay = time.Second
+	return cmd
+}
+
+// Stdio are the standard streams of a container. It is a runc.IO of plain
+// files, which it does not own.
+type Stdio struct{ In, Out, Err *os.File }
+
+var _ runc.IO = Stdio{}
+
+// Set gives the streams to the command.
+func (s Stdio) Set(cmd *exec.Cmd) {
+	// Typed nils must not become non-nil interfaces.
+	if s.In != nil {
+		cmd.Stdin = s.In
+	}
+	if s.Out != nil {
+		cmd.Stdout = s.Out
+	}
+	if s.Err != nil {
+		cmd.Stderr = s.Err
+	}
+}
+
+// Close does nothing: the files belong to the caller.
+func (Stdio) Close() error { return nil }
+
+// Stdin, Stdout and Stderr are nil: nobody talks to a container through the
+// command that creates it.
+func (Stdio) Stdin() io.WriteCloser { return nil }
+func (Stdio) Stdout() io.ReadCloser { return nil }
+func (Stdio) Stderr() io.ReadCloser { return nil }
