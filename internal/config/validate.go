@@ -1,0 +1,154 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// maxSocketPath is the longest path a unix socket can have: sun_path less its
+// closing zero.
+const maxSocketPath = 107
+
+var (
+	// handlerName is the form of a RuntimeClass's handler, a DNS label.
+	handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+	flagName    = regexp.MustCompile(`^[A-Za-z][-A-Za-z0-9]*$`)
+
+	// ownFlags are runsc's flags that runscd sets, with the setting that
+	// decides them if there is one.
+	ownFlags = map[string]string{
+		"control-rpc-stop-timeout": "",
+		"in-sandbox-cgroup":        "",
+		"log":                      "",
+		"log-fd":                   "",
+		"log-format":               "",
+		"net-raw":                  "net_raw",
+		"network":                  "",
+		"overlay2":                 "",
+		"platform":                 "platform",
+		"root":                     "",
+		"shared-root":              "",
+		"systemd-cgroup":           "cgroup.driver",
+	}
+)
+
+// problems are the findings of one Validate.
+type problems []error
+
+// add reports that key has a value that it must not have.
+func (p *problems) add(key string, value, reason string) {
+	*p = append(*p, fmt.Errorf("%s = %q: %s", key, value, reason))
+}
+
+// Validate says everything that is wrong with c; every finding names the key
+// and its value.
+func (c *Config) Validate() error {
+	var p problems
+	p.absolute("root", c.Root)
+	p.absolute("state", c.State)
+	if filepath.Clean(c.Root) == filepath.Clean(c.State) {
+		p.add("state", c.State, "is also root")
+	}
+	p.socket(c.Socket)
+	p.oneOf("log.level", c.Log.Level, "trace", "debug", "info", "warn", "error")
+	p.oneOf("log.format", c.Log.Format, "text", "json")
+	p.oneOf("cgroup.driver", c.Cgroup.Driver, "auto", "cgroupfs", "systemd")
+	p.runtime(c.Runtime)
+	p.network(c.Network)
+	p.image(c.Image)
+	return errors.Join(p...)
+}
+
+func (p *problems) socket(path string) {
+	p.absolute("socket", path)
+	if len(path) > maxSocketPath {
+		p.add("socket", path, fmt.Sprintf("longer than %d bytes", maxSocketPath))
+	}
+	// The kubelet takes an endpoint of this name for CRI-O and then asks
+	// cAdvisor for all statistics, which knows nothing of our pods.
+	if strings.HasSuffix(path, "run/crio/crio.sock") {
+		p.add("socket", path, "the kubelet would take it for CRI-O")
+	}
+}
+
+func (p *problems) runtime(r Runtime) {
+	if _, ok := r.Handlers[r.Default]; !ok {
+		p.add("runtime.default", r.Default, "no such handler in runtime.handlers")
+	}
+	if r.Path != "" {
+		p.absolute("runtime.path", r.Path)
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Handlers)) {
+		key := "runtime.handlers." + name
+		if !handlerName.MatchString(name) {
+			p.add("runtime.handlers", name, "not a DNS label, so no RuntimeClass can name it")
+		}
+		h := r.Handlers[name]
+		if h.Path != "" {
+			p.absolute(key+".path", h.Path)
+		}
+		p.oneOf(key+".platform", h.Platform, "systrap", "kvm")
+		for _, flag := range slices.Sorted(maps.Keys(h.Flags)) {
+			p.flag(key+".flags."+flag, flag, h.Flags[flag])
+		}
+	}
+}
+
+func (p *problems) flag(key, name, value string) {
+	if !flagName.MatchString(name) {
+		p.add(key, value, "not the name of a flag; write it without dashes in front")
+	}
+	setting, own := ownFlags[name]
+	switch {
+	case own && setting != "":
+		p.add(key, value, "a flag that runscd sets itself, by "+setting)
+	case own:
+		p.add(key, value, "a flag that runscd sets itself")
+	}
+}
+
+func (p *problems) network(n Network) {
+	p.oneOf("network.mode", n.Mode, "cni", "none")
+	p.absolute("network.conf_dir", n.ConfDir)
+	if len(n.BinDirs) == 0 {
+		p.add("network.bin_dirs", "", "no directory")
+	}
+	for _, dir := range n.BinDirs {
+		p.absolute("network.bin_dirs", dir)
+		if strings.ContainsRune(dir, filepath.ListSeparator) {
+			p.add("network.bin_dirs", dir, "contains a colon, which separates directories in CNI_PATH")
+		}
+	}
+}
+
+func (p *problems) image(i Image) {
+	p.absolute("image.certs_dir", i.CertsDir)
+	if slices.Contains(i.Pinned, "") {
+		p.add("image.pinned", "", "not a reference")
+	}
+	if i.ProgressTimeout < 0 {
+		p.add("image.progress_timeout", time.Duration(i.ProgressTimeout).String(), "negative")
+	}
+	if i.ParallelDownloads < 1 {
+		p.add("image.parallel_downloads", strconv.Itoa(i.ParallelDownloads), "less than 1")
+	}
+}
+
+func (p *problems) absolute(key, path string) {
+	if !filepath.IsAbs(path) {
+		p.add(key, path, "not an absolute path")
+	}
+}
+
+func (p *problems) oneOf(key, value string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		p.add(key, value, "not one of "+strings.Join(allowed, ", "))
+	}
+}
