@@ -101,8 +101,9 @@ func (r *Records[T]) Save(id string, rec *T) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
-	s := r.lockID(id)
-	defer s.Unlock()
+	saving := r.savingOf(id)
+	saving.Lock()
+	defer saving.Unlock()
 	data, err := r.encode(id, rec)
 	if err != nil {
 		return fmt.Errorf("record %s: %w", id, err)
@@ -124,8 +125,9 @@ func (r *Records[T]) Delete(id string) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
-	s := r.lockID(id)
-	defer s.Unlock()
+	saving := r.savingOf(id)
+	saving.Lock()
+	defer saving.Unlock()
 	if err := os.Remove(r.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("record %s: %w", id, err)
 	}
@@ -231,11 +233,7 @@ func (r *Records[T]) encode(id string, rec *T) ([]byte, error) {
 
 func (r *Records[T]) path(id string) string { return filepath.Join(r.dir, id+recordSuffix) }
 
-func (r *Records[T]) lockID(id string) *sync.Mutex {
-	s := &r.saving[id[0]*16+id[1]]
-	s.Lock()
-	return s
-}
+func (r *Records[T]) savingOf(id string) *sync.Mutex { return &r.saving[id[0]*16+id[1]] }
 
 // checkID refuses all but 64 lower-case hex digits: an id becomes a file name.
 func checkID(id string) error {
