@@ -74,7 +74,7 @@ type Network struct {
 
 // Image says how images are pulled and kept.
 type Image struct {
-	CertsDir          string   `toml:"certs_dir" comment:"Directory of registry mirrors and certificates, <host>/hosts.toml each. Read at each pull."`
+	CertsDir          string   `toml:"certs_dir" comment:"Directory of registry mirrors and certificates, <host>/hosts.toml each. Read at each pull.\nEmpty: none."`
 	Pinned            []string `toml:"pinned" comment:"References of images that the kubelet is told not to remove."`
 	ProgressTimeout   Duration `toml:"progress_timeout" comment:"A pull that has received nothing for so long fails; 0s: never."`
 	ParallelDownloads int      `toml:"parallel_downloads" comment:"Layers of one image that are downloaded at the same time."`

@@ -228,7 +228,7 @@ func TestValidate(t *testing.T) {
 		"network.bin_dirs = []":                                  `network.bin_dirs = "": no directory`,
 		"network.bin_dirs = ['/a', 'b']":                         `network.bin_dirs = "b": not an absolute path`,
 		"network.bin_dirs = ['/a:/b']":                           `network.bin_dirs = "/a:/b": contains a colon`,
-		"image.certs_dir = ''":                                   `image.certs_dir = "": not an absolute path`,
+		"image.certs_dir = 'certs.d'":                            `image.certs_dir = "certs.d": not an absolute path`,
 		"image.pinned = ['']":                                    `image.pinned = "": not a reference`,
 		"image.progress_timeout = '-1s'":                         `image.progress_timeout = "-1s": negative`,
 		"image.parallel_downloads = 0":                           `image.parallel_downloads = "0": less than 1`,

@@ -129,7 +129,9 @@ func (p *problems) network(n Network) {
 }
 
 func (p *problems) image(i Image) {
-	p.absolute("image.certs_dir", i.CertsDir)
+	if i.CertsDir != "" {
+		p.absolute("image.certs_dir", i.CertsDir)
+	}
 	if slices.Contains(i.Pinned, "") {
 		p.add("image.pinned", "", "not a reference")
 	}

@@ -233,6 +233,9 @@ func TestStatus(t *testing.T) {
 	dir := f.options.ConfDir
 	expect("no network configuration in " + dir)
 	f.write("README", "not one")
+	if err := os.Mkdir(filepath.Join(dir, "05-dir.conf"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	expect("no network configuration in " + dir)
 	f.write("10-a.conflist", "{")
 	expect("network configuration " + dir + "/10-a.conflist: unexpected end")

@@ -1,5 +1,5 @@
 // Package store keeps runscd's records: one JSON file per object, replaced
-// atomically. It is the only package that writes what a later runscd reads.
+// atomically.
 //
 // What it keeps true:
 //
