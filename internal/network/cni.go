@@ -134,7 +134,7 @@ func (c *CNI) GC(ctx context.Context, valid []string) error {
 		return fmt.Errorf("network attachments: %w", err)
 	}
 	list, confErr := readConf(c.options.ConfDir)
-	var keep []types.GCAttachment
+	keep := []types.GCAttachment{} // an empty list, not null, for plugins
 	var errs []error
 	for _, a := range attachments {
 		switch {
