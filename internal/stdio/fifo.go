@@ -1,0 +1,66 @@
+// Package stdio carries the output of containers to their CRI logs.
+//
+// What it keeps true:
+//
+//   - A container never sees its output closed and never loses a byte while the
+//     daemon is away: it writes to FIFOs that it holds open for reading itself.
+//     They have names, so that a new daemon opens them again, and hold 1 MiB, at
+//     which the container waits.
+//   - What a container wrote before its exit is in its log before Drain returns.
+//   - A log file holds whole CRI lines only, of one stream each, whatever fails.
+//   - A log that cannot be written, as on a full disk, stops its container's
+//     output and nothing else.
+package stdio
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// pipeSize is what a container may write while nobody reads, in bytes.
+const pipeSize = 1 << 20
+
+// Create makes the FIFO at path, if it is not there, and opens it for the
+// container: for reading and writing, so that the container never writes to a
+// pipe without a reader. Close it once the container has it. The error is
+// ErrFailedPrecondition if there is something else at path.
+func Create(path string) (*os.File, error) {
+	if err := unix.Mkfifo(path, 0o600); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, fmt.Errorf("fifo %s: %w", path, err)
+	}
+	return open(path, unix.O_RDWR)
+}
+
+// Open opens the FIFO at path for the daemon, which reads only: it sees the end
+// once the container and all that it left behind have closed it. Before the
+// container has it, the end of Create must be open, or the end is seen at once.
+// What is in the FIFO is lost when the last end is closed.
+func Open(path string) (*os.File, error) {
+	return open(path, unix.O_RDONLY|unix.O_NONBLOCK)
+}
+
+func open(path string, flags int) (*os.File, error) {
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, fmt.Errorf("fifo %s: %w", path, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("fifo %s: %w", path, err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	info, err := f.Stat()
+	if err == nil && info.Mode().Type() != os.ModeNamedPipe {
+		err = fmt.Errorf("%s is no fifo: %w", path, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	// The default of 64 KiB does as well, only with more waiting.
+	_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, pipeSize)
+	return f, nil
+}
