@@ -73,12 +73,13 @@ var kinds = []struct {
 	{"not started", errdefs.ErrFailedPrecondition},
 	{"has stopped", errdefs.ErrFailedPrecondition},
 	{"no such process", errdefs.ErrNotFound},
+	{"not found", errdefs.ErrNotFound}, // container "…" not found
 	{"unknown method", errdefs.ErrNotImplemented},
 }
 
 // ErrNoExecutable is the kind of a command that the container's file system
 // does not have.
-var ErrNoExecutable = fmt.Errorf("no such executable: %w", errdefs.ErrNotFound)
+var ErrNoExecutable = fmt.Errorf("no such executable: %w", errdefs.ErrInvalidArgument)
 
 // classified is runsc's text with our kind.
 type classified struct {
