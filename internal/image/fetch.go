@@ -1,0 +1,207 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/diff/apply"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/transfer"
+	"github.com/containerd/containerd/v2/core/unpack"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
+)
+
+// fetched is an image whose layers are unpacked, but which has no record yet.
+type fetched struct {
+	target ocispec.Descriptor // what the registry has under the name: a manifest or an index
+	id     digest.Digest      // of the configuration
+	size   int64              // of manifest, configuration and compressed layers, in bytes
+}
+
+// fetch downloads and unpacks what the registry has under name. The lease of
+// ctx holds the result.
+func (s *Store) fetch(ctx context.Context, name reference.Named, auth Auth) (*fetched, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watch := newWatch(s.options.ProgressTimeout, cancel)
+	defer watch.stop()
+
+	f, err := s.fetchWatched(ctx, s.resolver(ctx, name, auth, watch), name)
+	if err == nil {
+		return f, nil
+	}
+	if cause := context.Cause(ctx); errors.Is(cause, errStalled) {
+		return nil, cause
+	}
+	return nil, registryError(err)
+}
+
+func (s *Store) fetchWatched(ctx context.Context, resolver remotes.Resolver, name reference.Named) (*fetched, error) {
+	ref, target, err := resolver.Resolve(ctx, name.String())
+	if err != nil {
+		return nil, err
+	}
+	if !images.IsManifestType(target.MediaType) && !images.IsIndexType(target.MediaType) {
+		return nil, fmt.Errorf("media type %q is not that of an image: %w", target.MediaType, errdefs.ErrInvalidArgument)
+	}
+	fetcher, err := resolver.Fetcher(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	platform := platforms.Default()
+	if err := s.download(ctx, fetcher, platform, target); err != nil {
+		return nil, err
+	}
+
+	manifest, err := images.Manifest(ctx, s.content, target, platform)
+	if err != nil {
+		return nil, err
+	}
+	f := &fetched{target: target, id: manifest.Config.Digest, size: target.Size + manifest.Config.Size}
+	for _, l := range manifest.Layers {
+		f.size += l.Size
+	}
+	spec, err := s.spec(ctx, f.id.String())
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.snapshots.Stat(ctx, chainID(spec)); err != nil {
+		return nil, fmt.Errorf("layers: %w", err)
+	}
+	return f, nil
+}
+
+// download fetches the blobs that target leads to on this platform, and unpacks
+// the layers among them as they arrive.
+func (s *Store) download(ctx context.Context, fetcher remotes.Fetcher, platform platforms.MatchComparer, target ocispec.Descriptor) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	unpacker, err := unpack.NewUnpacker(ctx, s.content,
+		unpack.WithUnpackPlatform(unpack.Platform{
+			Platform:                platform,
+			SnapshotterKey:          snapshotter,
+			Snapshotter:             s.snapshots,
+			SnapshotterCapabilities: []string{snapshots.RebaseCap},
+			Applier:                 apply.NewFileSystemApplier(s.content),
+			// Without it a layer whose snapshot is recorded may be full of
+			// empty files after a power loss (containerd#10457).
+			ApplyOpts: []diff.ApplyOpt{diff.WithSyncFs(true)},
+		}),
+		unpack.WithDuplicationSuppressor(&s.locks),
+		// Of this pull alone: a layer waits for its download with the limit
+		// taken, and a slow registry must not hold up other pulls.
+		unpack.WithUnpackLimiter(semaphore.NewWeighted(int64(s.options.Unpacks))),
+	)
+	if err != nil {
+		return err
+	}
+	children := images.SetChildrenLabels(s.content, onePlatform(images.ChildrenHandler(s.content), platform))
+	handler := unpacker.Unpack(images.Handlers(s.fetchBlob(fetcher), images.HandlerFunc(s.check), children))
+	if err := images.Dispatch(ctx, handler, nil, target); err != nil {
+		cancel()
+		_, _ = unpacker.Wait() // ends because of the same error
+		return err
+	}
+	_, err = unpacker.Wait()
+	return err
+}
+
+// fetchBlob gets a blob into the content store.
+func (s *Store) fetchBlob(fetcher remotes.Fetcher) images.HandlerFunc {
+	return func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		// The manifest must not send this daemon to addresses of its choice.
+		desc.URLs = nil
+		err := remotes.Fetch(ctx, s.content, fetcher, desc)
+		if errdefs.IsFailedPrecondition(err) {
+			// The blob is not what its descriptor says. Left there, the bad
+			// download would be resumed for ever (containerd#3974).
+			return nil, errors.Join(err, s.content.Abort(context.WithoutCancel(ctx), remotes.MakeRefKey(ctx, desc)))
+		}
+		if errdefs.IsAlreadyExists(err) {
+			err = nil
+		}
+		return nil, err
+	}
+}
+
+// check refuses, before any layer is fetched, what cannot become a root file
+// system on this machine.
+func (s *Store) check(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+	switch {
+	case images.IsManifestType(desc.MediaType):
+		m, err := readJSON[ocispec.Manifest](ctx, s.content, desc)
+		if err != nil {
+			return nil, err
+		}
+		if !images.IsConfigType(m.Config.MediaType) {
+			kind := m.ArtifactType
+			if kind == "" {
+				kind = m.Config.MediaType
+			}
+			return nil, fmt.Errorf("an artifact of type %q, which has no root file system: %w", kind, errdefs.ErrInvalidArgument)
+		}
+	case images.IsConfigType(desc.MediaType):
+		spec, err := readJSON[ocispec.Image](ctx, s.content, desc)
+		if err != nil {
+			return nil, err
+		}
+		if spec.OS != "linux" || spec.Architecture != runtime.GOARCH {
+			return nil, notForPlatform(platforms.Format(spec.Platform))
+		}
+		if len(spec.RootFS.DiffIDs) == 0 {
+			return nil, fmt.Errorf("no layers, so no root file system: %w", errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil, nil
+}
+
+// onePlatform narrows the children of an index to the manifest that suits
+// platform best. One that does not say its platform is the last choice.
+func onePlatform(h images.HandlerFunc, platform platforms.MatchComparer) images.HandlerFunc {
+	return func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		children, err := h(ctx, desc)
+		if err != nil || !images.IsIndexType(desc.MediaType) {
+			return children, err
+		}
+		var best *ocispec.Descriptor
+		var offered []string
+		for i, c := range children {
+			if c.Platform != nil {
+				offered = append(offered, platforms.Format(*c.Platform))
+				if !platform.Match(*c.Platform) {
+					continue
+				}
+			}
+			if best == nil || c.Platform != nil && (best.Platform == nil || platform.Less(*c.Platform, *best.Platform)) {
+				best = &children[i]
+			}
+		}
+		if best == nil {
+			return nil, notForPlatform(offered...)
+		}
+		return []ocispec.Descriptor{*best}, nil
+	}
+}
+
+func notForPlatform(offered ...string) error {
+	return fmt.Errorf("image for %s, not for linux/%s: %w", strings.Join(offered, ", "), runtime.GOARCH, errdefs.ErrNotFound)
+}
+
+// limitDownloads makes a resolver share n downloads among its fetchers.
+func limitDownloads(r remotes.Resolver, n int) remotes.Resolver {
+	if r, ok := r.(remotes.ResolverWithOptions); ok {
+		r.SetOptions(transfer.WithDownloadLimiter(semaphore.NewWeighted(int64(n))))
+	}
+	return r
+}

@@ -1,0 +1,107 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/sirupsen/logrus"
+)
+
+const (
+	// collectDelay lets removals that come together be collected together.
+	collectDelay = 200 * time.Millisecond
+	// collectEvery finds what becomes garbage without a removal: the leases
+	// of pulls that were not tried again.
+	collectEvery = 15 * time.Minute
+)
+
+// collect asks for a collection soon.
+func (s *Store) collect() {
+	select {
+	case s.dirty <- struct{}{}:
+	default: // one is due already
+	}
+}
+
+// runCollector collects when asked to and now and then, until Close.
+func (s *Store) runCollector() {
+	tick := time.NewTicker(collectEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-tick.C:
+		case <-s.dirty:
+			select {
+			case <-s.ctx.Done():
+				return
+			case <-time.After(collectDelay):
+			}
+		}
+		if _, err := s.db.GarbageCollect(s.ctx); err != nil && s.ctx.Err() == nil {
+			logrus.WithError(err).Warn("garbage of images not collected")
+		}
+	}
+}
+
+// sweep removes what an earlier process left half done. What its unfinished
+// pulls had fetched stays for a while, so that they can be resumed.
+func (s *Store) sweep(ctx context.Context) error {
+	held, err := s.leases.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range held {
+		if err := s.renew(ctx, l, resumeLease); err != nil {
+			return err
+		}
+	}
+	var unpacking []string
+	err = s.snapshots.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if strings.HasPrefix(info.Name, snapshots.UnpackKeyPrefix) {
+			unpacking = append(unpacking, info.Name)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, key := range unpacking {
+		if err := s.snapshots.Remove(ctx, key); err != nil {
+			return err
+		}
+	}
+	if err := s.soil(ctx); err != nil {
+		return err
+	}
+	_, err = s.db.GarbageCollect(ctx)
+	return err
+}
+
+// soil makes the next collection look into the content store and the
+// snapshotter too. It looks only where this process removed something, and so
+// would miss what an earlier one had removed from the database alone.
+func (s *Store) soil(ctx context.Context) error {
+	const name = "sweep"
+	if _, err := s.snapshots.Prepare(ctx, name, ""); err != nil && !errdefs.IsAlreadyExists(err) {
+		return err
+	}
+	if err := s.snapshots.Remove(ctx, name); err != nil {
+		return err
+	}
+	blob := []byte(name)
+	desc := ocispec.Descriptor{Digest: digest.FromBytes(blob), Size: int64(len(blob))}
+	if err := content.WriteBlob(ctx, s.content, name, bytes.NewReader(blob), desc); err != nil {
+		return fmt.Errorf("blob: %w", err)
+	}
+	return s.content.Delete(ctx, desc.Digest)
+}

@@ -1,0 +1,101 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"unicode"
+
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/remotes/docker/config"
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+)
+
+// maxWords bounds what a registry may say in an error, in bytes.
+const maxWords = 300
+
+// resolver speaks to the registry of name and to its mirrors.
+func (s *Store) resolver(ctx context.Context, name reference.Named, auth Auth, watch *watch) remotes.Resolver {
+	registry := reference.Domain(name)
+	options := config.HostOptions{
+		Credentials: auth.credentialsFor(registry),
+		UpdateClient: func(c *http.Client) error {
+			c.Transport = &watchedTransport{next: c.Transport, watch: watch}
+			return nil
+		},
+	}
+	if s.options.CertsDir != "" {
+		options.HostDir = config.HostDirFromRoot(s.options.CertsDir)
+	}
+	hosts := config.ConfigureHosts(ctx, options)
+	return limitDownloads(docker.NewResolver(docker.ResolverOptions{
+		Hosts: func(domain string) ([]docker.RegistryHost, error) {
+			hs, err := hosts(domain)
+			if err != nil {
+				return nil, fmt.Errorf("configuration of registry %s: %w", domain, err)
+			}
+			if auth.RegistryToken != "" && auth.isFor(registry) {
+				for i := range hs {
+					hs[i].Authorizer = &tokenAuthorizer{registry: registry, token: auth.RegistryToken, next: hs[i].Authorizer}
+				}
+			}
+			return hs, nil
+		},
+	}), s.options.Downloads)
+}
+
+// registryError gives an error of the resolver or fetcher its kind, and the
+// registry's own words if it had any.
+func registryError(err error) error {
+	if status, ok := errors.AsType[remoteerrors.ErrUnexpectedStatus](err); ok {
+		return statusError(status)
+	}
+	if errors.Is(err, docker.ErrInvalidAuthorization) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrUnauthenticated)
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	if _, ok := errors.AsType[*url.Error](err); ok || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+	}
+	return err
+}
+
+func statusError(status remoteerrors.ErrUnexpectedStatus) error {
+	var kind error
+	switch code := status.StatusCode; {
+	case code == http.StatusUnauthorized:
+		kind = errdefs.ErrUnauthenticated
+	case code == http.StatusForbidden:
+		kind = errdefs.ErrPermissionDenied
+	case code == http.StatusNotFound:
+		kind = errdefs.ErrNotFound
+	case code == http.StatusTooManyRequests || code >= 500:
+		kind = errdefs.ErrUnavailable
+	default:
+		kind = errdefs.ErrUnknown
+	}
+	host := "registry"
+	// The rest of the URL may carry a signature.
+	if u, err := url.Parse(status.RequestURL); err == nil {
+		host = u.Host
+	}
+	words := strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, string(status.Body[:min(len(status.Body), maxWords)]))
+	if words != "" {
+		words = ": " + words
+	}
+	return fmt.Errorf("%s answered %s%s: %w", host, status.Status, words, kind)
+}
