@@ -32,6 +32,7 @@ var (
 		"net-raw":                  "net_raw",
 		"network":                  "",
 		"overlay2":                 "",
+		"panic-log":                "",
 		"platform":                 "platform",
 		"root":                     "",
 		"shared-root":              "",

@@ -321,6 +321,11 @@ func (p *Init) deleteSandbox(ctx context.Context) error {
 	if err := p.Runtime.Delete(ctx, p.ID); err != nil {
 		return err
 	}
+	if process == nil {
+		if err := p.Runtime.Reclaim(ctx, p.ID, p.Bundle); err != nil {
+			return err
+		}
+	}
 	return p.Runtime.Forget(p.ID)
 }
 

@@ -25,6 +25,11 @@ const (
 // prompt be seen.
 const partialAfter = time.Second
 
+// gather is how long a stream lets output collect in the pipe that arrives fast
+// and in small pieces, so that it costs one read and one write and not one of
+// each a piece.
+const gather = 2 * time.Millisecond
+
 // buffer is the memory of a stream while output arrives.
 type buffer struct {
 	in    [64 << 10]byte
@@ -115,6 +120,7 @@ func (s *Stream) run(ctx context.Context) {
 func (s *Stream) follow(ctx context.Context) error {
 	take := s.take // one closure for all reads
 	stopped := func() bool { return ctx.Err() != nil || s.exited.Load() }
+	var last time.Time // something was read
 	for {
 		var deadline time.Time
 		if s.buf != nil {
@@ -141,7 +147,13 @@ func (s *Stream) follow(ctx context.Context) error {
 		case err == nil && s.n == 0:
 			return nil
 		case err == nil:
+			full := s.buf.begun+s.n == len(s.buf.in)
 			err = s.write(ctx)
+			if now := time.Now(); !full && now.Sub(last) < gather {
+				// An end of ctx is seen at once behind this.
+				_ = sleep(ctx, gather)
+			}
+			last = time.Now()
 		}
 		if err != nil {
 			return err

@@ -1,0 +1,123 @@
+package runsc
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Reclaim ends and removes what a Create that was cut off has left: its own
+// process, if it still runs, the sandbox without a state file, and their
+// cgroups. It is for a sandbox that has no other process.
+func (r *Runtime) Reclaim(ctx context.Context, id, bundle string) error {
+	// A create that is killed can no longer start a sandbox, but may have
+	// started one after the processes were listed: so until there is none.
+	for {
+		found, err := r.processesOf(id)
+		if err != nil {
+			return err
+		}
+		if len(found) == 0 {
+			break
+		}
+		for _, pid := range found {
+			if err := kill(ctx, pid); err != nil {
+				return fmt.Errorf("process %d of sandbox %s: %w", pid, id, err)
+			}
+		}
+	}
+	return removeCgroups(bundle)
+}
+
+// processesOf finds the processes of runsc that were started for a container
+// below our root directory: its id is their last argument.
+func (r *Runtime) processesOf(id string) ([]int, error) {
+	dirs, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var found []int
+	for _, d := range dirs {
+		pid, err := strconv.Atoi(d.Name())
+		if err != nil {
+			continue
+		}
+		cmdline, err := os.ReadFile(filepath.Join("/proc", d.Name(), "cmdline"))
+		if err != nil {
+			continue // it has ended
+		}
+		args := strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00")
+		ours := slices.Contains(args, r.root) || slices.Contains(args, "--root="+r.root)
+		if ours && args[len(args)-1] == id {
+			found = append(found, pid)
+		}
+	}
+	return found, nil
+}
+
+// kill ends a process and returns when it is dead.
+func kill(ctx context.Context, pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	for ctx.Err() == nil {
+		// In slices, for a poll knows no context.
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(100*time.Millisecond/time.Millisecond))
+		if n > 0 {
+			return nil
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// removeCgroups removes the cgroups of a bundle, in each hierarchy of version 1
+// or in that of version 2. A scope of systemd's goes with its last process.
+func removeCgroups(bundle string) error {
+	data, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // nothing was started from it
+	}
+	if err != nil {
+		return err
+	}
+	var s specs.Spec
+	if err := json.Unmarshal(data, &s); err != nil {
+		return fmt.Errorf("bundle %s: %w", bundle, err)
+	}
+	if s.Linux == nil || !filepath.IsAbs(s.Linux.CgroupsPath) {
+		return nil
+	}
+	const mount = "/sys/fs/cgroup"
+	dirs, err := filepath.Glob(filepath.Join(mount, "*", s.Linux.CgroupsPath))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dir := range append(dirs, filepath.Join(mount, s.Linux.CgroupsPath)) {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
