@@ -1,0 +1,193 @@
+package spec
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// ContainerOptions is what the daemon decides about a container in a pod.
+type ContainerOptions struct {
+	ID, SandboxID string
+	Pod           *runtime.PodSandboxConfig
+	Image         ocispec.ImageConfig
+	Rootfs        string // mounted
+	NetNS         string // as the sandbox's
+	Shm           string // as the sandbox's
+
+	// Host files for the paths in /etc; empty for the image's own.
+	Hostname, Hosts, ResolvConf string
+
+	MinOOMScoreAdj int // see MinOOMScoreAdj
+}
+
+// Container returns the spec of a container. It reads the image's user database,
+// looks at the host paths of mounts and makes those that are missing. The error
+// is ErrInvalidArgument or ErrNotImplemented and names the field of the
+// configuration, or it is one of the host.
+func Container(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Spec, error) {
+	security := cfg.GetLinux().GetSecurityContext()
+	if err := checkContainer(cfg, o.Pod); err != nil {
+		return nil, err
+	}
+	process, err := process(cfg, o)
+	if err != nil {
+		return nil, err
+	}
+	pid, err := pidNamespace(security.GetNamespaceOptions(), o.ID)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := mounts(cfg, o)
+	if err != nil {
+		return nil, err
+	}
+	annotations := podAnnotations(o.Pod, "container", o.SandboxID)
+	annotations[containerName] = cfg.GetMetadata().GetName()
+
+	return &specs.Spec{
+		Version:     specs.Version,
+		Process:     process,
+		Root:        &specs.Root{Path: o.Rootfs, Readonly: security.GetReadonlyRootfs()},
+		Mounts:      mounts,
+		Annotations: annotations,
+		Linux: &specs.Linux{
+			// A container has no cgroup of its own on the host, and runsc
+			// enforces limits of the sandbox only.
+			Resources:  &specs.LinuxResources{},
+			Namespaces: namespaces(o.NetNS, append(pid, specs.LinuxNamespace{Type: specs.CgroupNamespace})...),
+		},
+	}, nil
+}
+
+// checkContainer refuses what cannot be honoured.
+func checkContainer(cfg *runtime.ContainerConfig, pod *runtime.PodSandboxConfig) error {
+	security := cfg.GetLinux().GetSecurityContext()
+	if err := checkNamespaces(security.GetNamespaceOptions()); err != nil {
+		return err
+	}
+	if err := checkProfiles(security.GetSeccomp(), security.GetApparmor()); err != nil {
+		return err
+	}
+	if err := CheckResources(cfg.GetLinux().GetResources()); err != nil {
+		return err
+	}
+	if security.GetPrivileged() && !pod.GetLinux().GetSecurityContext().GetPrivileged() {
+		return fmt.Errorf("privileged container in a pod that is not: %w", errdefs.ErrInvalidArgument)
+	}
+	if d := cfg.GetDevices(); len(d) > 0 {
+		return fmt.Errorf("devices: host device %q: %w", d[0].GetHostPath(), errdefs.ErrNotImplemented)
+	}
+	if d := cfg.GetCDIDevices(); len(d) > 0 {
+		return fmt.Errorf("CDI_devices: %q: %w", d[0].GetName(), errdefs.ErrNotImplemented)
+	}
+	return nil
+}
+
+// pidNamespace returns the entry for a container's PID namespace. A path that is
+// no process of the sandbox is a name to runsc: the first container with it gets
+// a new namespace, later ones join. So a container's own is named by its ID, and
+// no entry means the namespace of the sandbox.
+func pidNamespace(o *runtime.NamespaceOption, id string) ([]specs.LinuxNamespace, error) {
+	switch o.GetPid() {
+	case runtime.NamespaceMode_POD:
+		return nil, nil
+	case runtime.NamespaceMode_TARGET:
+		if id = o.GetTargetId(); id == "" {
+			return nil, fmt.Errorf("pid namespace mode TARGET without target_id: %w", errdefs.ErrInvalidArgument)
+		}
+	}
+	return []specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: "/runscd/" + id}}, nil
+}
+
+func process(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Process, error) {
+	security := cfg.GetLinux().GetSecurityContext()
+	args, err := args(cfg, o.Image)
+	if err != nil {
+		return nil, err
+	}
+	env, err := env(cfg, o)
+	if err != nil {
+		return nil, err
+	}
+	user, err := user(security, o.Image.User, o.Rootfs)
+	if err != nil {
+		return nil, err
+	}
+	caps, err := capabilities(security)
+	if err != nil {
+		return nil, err
+	}
+	cwd := cfg.GetWorkingDir()
+	if cwd == "" {
+		cwd = o.Image.WorkingDir
+	}
+	// Set even if it is 0, or the container would have the daemon's own.
+	oom := max(int(cfg.GetLinux().GetResources().GetOomScoreAdj()), o.MinOOMScoreAdj)
+	return &specs.Process{
+		Terminal:        cfg.GetTty(),
+		User:            user,
+		Args:            args,
+		Env:             env,
+		Cwd:             path.Join("/", cwd),
+		Capabilities:    caps,
+		Rlimits:         rlimits(),
+		NoNewPrivileges: security.GetNoNewPrivs(),
+		OOMScoreAdj:     &oom,
+	}, nil
+}
+
+// args merges the command of the configuration with the image's, as Kubernetes
+// does: a command replaces all of the image's, arguments replace its arguments.
+func args(cfg *runtime.ContainerConfig, image ocispec.ImageConfig) ([]string, error) {
+	command, args := cfg.GetCommand(), cfg.GetArgs()
+	if len(command) == 0 {
+		command = image.Entrypoint
+		if len(args) == 0 {
+			args = image.Cmd
+		}
+	}
+	all := slices.Concat(command, args)
+	if len(all) == 0 || all[0] == "" {
+		return nil, fmt.Errorf("command: none in the configuration and none in the image: %w", errdefs.ErrInvalidArgument)
+	}
+	return all, nil
+}
+
+// env returns the environment; what comes later replaces what was before.
+func env(cfg *runtime.ContainerConfig, o ContainerOptions) ([]string, error) {
+	all := []string{defaultPath}
+	if cfg.GetTty() {
+		all = append(all, "TERM=xterm")
+	}
+	if h := o.Pod.GetHostname(); h != "" {
+		all = append(all, "HOSTNAME="+h)
+	}
+	all = append(all, o.Image.Env...)
+	for i, e := range cfg.GetEnvs() {
+		if k := e.GetKey(); k == "" || strings.ContainsAny(k, "=\x00") {
+			return nil, fmt.Errorf("envs[%d] key %q: %w", i, k, errdefs.ErrInvalidArgument)
+		}
+		all = append(all, e.GetKey()+"="+string(e.GetValue()))
+	}
+	place := map[string]int{}
+	env := all[:0]
+	for _, kv := range all {
+		key, _, _ := strings.Cut(kv, "=")
+		if i, ok := place[key]; ok {
+			env[i] = kv
+			continue
+		}
+		place[key] = len(env)
+		env = append(env, kv)
+	}
+	return env, nil
+}

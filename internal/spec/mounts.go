@@ -1,0 +1,151 @@
+package spec
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// mounts returns all mounts of a container, parents first. A mount of the
+// configuration replaces one of ours at the same place.
+func mounts(cfg *runtime.ContainerConfig, o ContainerOptions) ([]specs.Mount, error) {
+	list := ownMounts(cfg.GetLinux().GetSecurityContext(), o)
+	for i, m := range cfg.GetMounts() {
+		mount, err := bind(m)
+		if err != nil {
+			return nil, fmt.Errorf("mounts[%d] %q: %w", i, m.GetContainerPath(), err)
+		}
+		list = put(list, mount)
+	}
+	list, err := hide(list, cfg.GetLinux().GetSecurityContext(), o.Rootfs)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(list, func(a, b specs.Mount) int {
+		return cmp.Compare(strings.Count(a.Destination, "/"), strings.Count(b.Destination, "/"))
+	})
+	return list, nil
+}
+
+// put adds a mount in place of one at the same destination.
+func put(list []specs.Mount, mount specs.Mount) []specs.Mount {
+	list = slices.DeleteFunc(list, func(m specs.Mount) bool { return m.Destination == mount.Destination })
+	return append(list, mount)
+}
+
+// ownMounts are the mounts that every container has. Without the one of the
+// cgroups, runsc has no figure for the memory of a container and divides the
+// sandbox's by their number.
+func ownMounts(security *runtime.LinuxContainerSecurityContext, o ContainerOptions) []specs.Mount {
+	access := "ro"
+	if security.GetPrivileged() {
+		access = "rw"
+	}
+	list := []specs.Mount{
+		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
+		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", access}},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "mode=755"}},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec"}},
+	}
+	// runsc knows this source from the sandbox's annotations, and mounts one
+	// tmpfs of its own for all containers that have it.
+	if o.Shm != "" {
+		list = append(list, specs.Mount{Destination: "/dev/shm", Type: "bind", Source: o.Shm, Options: slices.Concat([]string{"rbind"}, shmOptions)})
+	}
+	access = "rw"
+	if security.GetReadonlyRootfs() {
+		access = "ro"
+	}
+	for _, file := range []struct{ path, source string }{
+		{"/etc/hostname", o.Hostname},
+		{"/etc/hosts", o.Hosts},
+		{"/etc/resolv.conf", o.ResolvConf},
+	} {
+		if file.source != "" {
+			list = append(list, specs.Mount{Destination: file.path, Type: "bind", Source: file.source, Options: []string{"rbind", "rprivate", access}})
+		}
+	}
+	return list
+}
+
+// bind returns a mount of the configuration.
+func bind(m *runtime.Mount) (specs.Mount, error) {
+	destination := path.Join("/", m.GetContainerPath())
+	switch {
+	case destination == "/":
+		return specs.Mount{}, fmt.Errorf("container_path %q: %w", m.GetContainerPath(), errdefs.ErrInvalidArgument)
+	case destination == "/dev", destination == "/dev/pts":
+		return specs.Mount{}, fmt.Errorf("the sandbox has devices of its own at %s: %w", destination, errdefs.ErrNotImplemented)
+	case m.GetImage().GetImage() != "":
+		return specs.Mount{}, fmt.Errorf("image: mount of image %q: %w", m.GetImage().GetImage(), errdefs.ErrNotImplemented)
+	case !filepath.IsAbs(m.GetHostPath()):
+		return specs.Mount{}, fmt.Errorf("host_path %q: %w", m.GetHostPath(), errdefs.ErrInvalidArgument)
+	case len(m.GetUidMappings())+len(m.GetGidMappings()) > 0:
+		return specs.Mount{}, fmt.Errorf("id mappings: %w", errdefs.ErrNotImplemented)
+	// The sandbox's read-only mounts are recursive anyway: what is mounted below
+	// them on the host is part of one mount to it.
+	case m.GetRecursiveReadOnly() && (!m.GetReadonly() || m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE):
+		return specs.Mount{}, fmt.Errorf("recursive_read_only without readonly and private: %w", errdefs.ErrInvalidArgument)
+	}
+	options, err := bindOptions(m)
+	if err != nil {
+		return specs.Mount{}, err
+	}
+	source, err := resolve(m.GetHostPath())
+	if err != nil {
+		return specs.Mount{}, err
+	}
+	return specs.Mount{Destination: destination, Type: "bind", Source: source, Options: options}, nil
+}
+
+func bindOptions(m *runtime.Mount) ([]string, error) {
+	options := []string{"rbind"}
+	switch m.GetPropagation() {
+	case runtime.MountPropagation_PROPAGATION_PRIVATE:
+		options = append(options, "rprivate")
+	case runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
+		options = append(options, "rslave")
+	default:
+		return nil, fmt.Errorf("propagation %s: mounts in a sandbox never reach the host: %w", m.GetPropagation(), errdefs.ErrInvalidArgument)
+	}
+	access := "rw"
+	if m.GetReadonly() {
+		access = "ro"
+	}
+	options = append(options, access)
+	for _, o := range m.GetMountOptions() {
+		switch o {
+		case "noexec", "nosuid", "nodev", "noatime":
+			options = append(options, o)
+		default:
+			return nil, fmt.Errorf("mount_options: %q: %w", o, errdefs.ErrNotImplemented)
+		}
+	}
+	return options, nil
+}
+
+// resolve follows the links of a host path. One that is not there becomes a
+// directory, as users have come to expect of hostPath volumes.
+func resolve(hostPath string) (string, error) {
+	real, err := filepath.EvalSymlinks(hostPath)
+	if errors.Is(err, os.ErrNotExist) {
+		if err := os.MkdirAll(hostPath, 0o755); err != nil {
+			return "", fmt.Errorf("host_path: %w", err)
+		}
+		real, err = filepath.EvalSymlinks(hostPath)
+	}
+	if err != nil {
+		return "", fmt.Errorf("host_path: %w", err)
+	}
+	return real, nil
+}

@@ -1,0 +1,208 @@
+// Package spec turns what the CRI asks for into the OCI runtime specs that
+// runsc is given.
+//
+// What it keeps true: a spec never asks for something that runsc would silently
+// leave out while the CRI promises it; such a request is an error that names
+// the field. Nothing that a pod's author may write, such as annotations, becomes
+// a key of runsc. What comes from an image is hostile input.
+package spec
+
+import (
+	"fmt"
+	"maps"
+	"path"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// The annotations that tell runsc which container of which sandbox a spec is,
+// and its metrics what to call it.
+const (
+	containerType    = "io.kubernetes.cri.container-type"
+	sandboxID        = "io.kubernetes.cri.sandbox-id"
+	containerName    = "io.kubernetes.cri.container-name"
+	sandboxName      = "io.kubernetes.cri.sandbox-name"
+	sandboxNamespace = "io.kubernetes.cri.sandbox-namespace"
+	sandboxUID       = "io.kubernetes.cri.sandbox-uid"
+)
+
+// shmOptions are the mount options of a pod's /dev/shm.
+var shmOptions = []string{"rw", "nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}
+
+// SandboxOptions is what the daemon decides about a pod's root container.
+type SandboxOptions struct {
+	ID          string
+	Rootfs      string            // read-only directory with the pause program
+	Args        []string          // of the pause program
+	NetNS       string            // path of the network namespace; empty for the host's
+	CgroupsPath string            // see CgroupsPath
+	Shm         string            // host directory that stands for the pod's /dev/shm
+	Annotations map[string]string // of runsc, as for an EROFS rootfs
+}
+
+// Sandbox returns the spec of a pod's root container, a pause program that holds
+// the sandbox. The error is ErrInvalidArgument or ErrNotImplemented and names
+// the field of the configuration.
+func Sandbox(cfg *runtime.PodSandboxConfig, o SandboxOptions) (*specs.Spec, error) {
+	security := cfg.GetLinux().GetSecurityContext()
+	if err := checkNamespaces(security.GetNamespaceOptions()); err != nil {
+		return nil, err
+	}
+	if security.GetRunAsGroup() != nil && security.GetRunAsUser() == nil {
+		return nil, fmt.Errorf("run_as_group without run_as_user: %w", errdefs.ErrInvalidArgument)
+	}
+	if err := checkProfiles(security.GetSeccomp(), security.GetApparmor()); err != nil {
+		return nil, err
+	}
+	sysctls, err := sandboxSysctls(cfg.GetLinux().GetSysctls())
+	if err != nil {
+		return nil, err
+	}
+	resources, err := sandboxResources(cfg.GetLinux())
+	if err != nil {
+		return nil, err
+	}
+
+	annotations := podAnnotations(cfg, "sandbox", o.ID)
+	if o.Shm != "" {
+		maps.Copy(annotations, map[string]string{
+			"dev.gvisor.spec.mount.shm.source":  o.Shm,
+			"dev.gvisor.spec.mount.shm.type":    "tmpfs",
+			"dev.gvisor.spec.mount.shm.share":   "pod",
+			"dev.gvisor.spec.mount.shm.options": strings.Join(shmOptions, ","),
+		})
+	}
+	maps.Copy(annotations, o.Annotations)
+
+	return &specs.Spec{
+		Version:  specs.Version,
+		Hostname: cfg.GetHostname(),
+		Process: &specs.Process{
+			Args:            o.Args,
+			Cwd:             "/",
+			Capabilities:    &specs.LinuxCapabilities{},
+			NoNewPrivileges: true,
+			Rlimits:         rlimits(),
+		},
+		Root:        &specs.Root{Path: o.Rootfs, Readonly: true},
+		Annotations: annotations,
+		Linux: &specs.Linux{
+			CgroupsPath: o.CgroupsPath,
+			Namespaces:  namespaces(o.NetNS, specs.LinuxNamespace{Type: specs.PIDNamespace}),
+			Resources:   resources,
+			Sysctl:      sysctls,
+		},
+	}, nil
+}
+
+// CgroupsPath returns the cgroup of a sandbox below its pod's cgroup, in the
+// form that runsc has for the cgroup driver: a path, or slice:prefix:name for
+// systemd. A pod without a parent is below the root, or in system.slice.
+func CgroupsPath(systemd bool, parent, id string) (string, error) {
+	if !systemd {
+		return path.Join("/", parent, id), nil
+	}
+	slice := "system.slice"
+	if parent != "" {
+		slice = path.Base(parent)
+	}
+	if !strings.HasSuffix(slice, ".slice") || strings.Contains(slice, ":") {
+		return "", fmt.Errorf("cgroup_parent %q is no slice: %w", parent, errdefs.ErrInvalidArgument)
+	}
+	return slice + ":runscd:" + id, nil
+}
+
+func podAnnotations(pod *runtime.PodSandboxConfig, kind, sandbox string) map[string]string {
+	return map[string]string{
+		containerType:    kind,
+		sandboxID:        sandbox,
+		sandboxName:      pod.GetMetadata().GetName(),
+		sandboxNamespace: pod.GetMetadata().GetNamespace(),
+		sandboxUID:       pod.GetMetadata().GetUid(),
+	}
+}
+
+// checkNamespaces refuses the host's namespaces that a sandbox cannot be in.
+func checkNamespaces(o *runtime.NamespaceOption) error {
+	for name, mode := range map[string]runtime.NamespaceMode{"pid": o.GetPid(), "ipc": o.GetIpc()} {
+		if mode == runtime.NamespaceMode_NODE {
+			return fmt.Errorf("host %s namespace: processes of a sandbox are not the host's: %w", name, errdefs.ErrInvalidArgument)
+		}
+	}
+	if m := o.GetNetwork(); m != runtime.NamespaceMode_POD && m != runtime.NamespaceMode_NODE {
+		return fmt.Errorf("network namespace mode %s: %w", m, errdefs.ErrInvalidArgument)
+	}
+	if m := o.GetIpc(); m != runtime.NamespaceMode_POD {
+		return fmt.Errorf("ipc namespace mode %s: a sandbox has one: %w", m, errdefs.ErrInvalidArgument)
+	}
+	if u := o.GetUsernsOptions(); len(u.GetUids())+len(u.GetGids()) > 0 {
+		return fmt.Errorf("userns_options: user namespaces: %w", errdefs.ErrNotImplemented)
+	}
+	return nil
+}
+
+// checkProfiles refuses profiles that would not be enforced.
+func checkProfiles(seccomp, apparmor *runtime.SecurityProfile) error {
+	for name, p := range map[string]*runtime.SecurityProfile{"seccomp": seccomp, "apparmor": apparmor} {
+		if p.GetProfileType() == runtime.SecurityProfile_Localhost {
+			return fmt.Errorf("%s profile %q of the host: %w", name, p.GetLocalhostRef(), errdefs.ErrNotImplemented)
+		}
+	}
+	return nil
+}
+
+// sandboxSysctls passes on the sysctls that runsc reads. It ignores all others.
+func sandboxSysctls(sysctls map[string]string) (map[string]string, error) {
+	for name := range sysctls {
+		switch name {
+		case "fs.nr_open", "net.ipv6.conf.all.disable_ipv6":
+		default:
+			return nil, fmt.Errorf("sysctl %q: %w", name, errdefs.ErrNotImplemented)
+		}
+	}
+	return sysctls, nil
+}
+
+// namespaces are those of a container in the network namespace at netns, or in
+// the host's. The IPC and UTS namespaces are the sandbox's in any case.
+func namespaces(netns string, more ...specs.LinuxNamespace) []specs.LinuxNamespace {
+	list := []specs.LinuxNamespace{
+		{Type: specs.MountNamespace},
+		{Type: specs.IPCNamespace},
+		{Type: specs.UTSNamespace},
+	}
+	if netns != "" {
+		list = append(list, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: netns})
+	}
+	return append(list, more...)
+}
+
+// rlimits returns all limits there are. runsc keeps one set for the whole
+// sandbox: a limit that is left out is the one of the container before.
+func rlimits() []specs.POSIXRlimit {
+	const unlimited = ^uint64(0)
+	limit := func(name string, soft, hard uint64) specs.POSIXRlimit {
+		return specs.POSIXRlimit{Type: "RLIMIT_" + name, Soft: soft, Hard: hard}
+	}
+	return []specs.POSIXRlimit{
+		limit("AS", unlimited, unlimited),
+		limit("CORE", unlimited, unlimited),
+		limit("CPU", unlimited, unlimited),
+		limit("DATA", unlimited, unlimited),
+		limit("FSIZE", unlimited, unlimited),
+		limit("LOCKS", unlimited, unlimited),
+		limit("MEMLOCK", 64<<10, 64<<10),
+		limit("MSGQUEUE", 800<<10, 800<<10),
+		limit("NICE", 0, 0),
+		limit("NOFILE", 1<<20, 1<<20),
+		limit("NPROC", unlimited, unlimited),
+		limit("RSS", unlimited, unlimited),
+		limit("RTPRIO", 0, 0),
+		limit("RTTIME", unlimited, unlimited),
+		limit("SIGPENDING", 0, 0),
+		limit("STACK", 8<<20, unlimited),
+	}
+}
