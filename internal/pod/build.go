@@ -1,0 +1,248 @@
+package pod
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sync/errgroup"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/runscd/runscd/internal/network"
+	"github.com/runscd/runscd/internal/pause"
+	"github.com/runscd/runscd/internal/proc"
+	"github.com/runscd/runscd/internal/runsc"
+	"github.com/runscd/runscd/internal/spec"
+)
+
+// Deadlines of the ways up and down. A client that gives up earlier finds what
+// was made when it asks again.
+const (
+	buildTimeout    = 4 * time.Minute
+	teardownTimeout = 90 * time.Second
+)
+
+// RunPod makes and starts a pod's sandbox and returns its id. After an error
+// nothing is left of it.
+func (r *Registry) RunPod(ctx context.Context, req *runtime.RunPodSandboxRequest) (string, error) {
+	if _, err := r.Handler(req.RuntimeHandler); err != nil {
+		return "", err
+	}
+	name := podName(req.Config.Metadata)
+	return r.podNames.create(ctx, name, req, func(ctx context.Context) (string, error) {
+		ctx, cancel := context.WithTimeout(ctx, buildTimeout)
+		defer cancel()
+		return r.buildPod(ctx, req)
+	})
+}
+
+func (r *Registry) buildPod(ctx context.Context, req *runtime.RunPodSandboxRequest) (id string, err error) {
+	if !hostNetwork(req.Config) {
+		if err := r.Network.Status(ctx); err != nil {
+			return "", fmt.Errorf("network: %w", err)
+		}
+	}
+	handler := req.RuntimeHandler
+	if handler == "" {
+		handler = r.Default
+	}
+	p := r.newPod(newID(), podRecord{
+		Config: message[*runtime.PodSandboxConfig]{req.Config}, Handler: handler, Requested: req.RuntimeHandler, Boot: r.boot,
+	})
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.discardPod(ctx, p))
+		}
+	}()
+	if err := p.update(func(*podRecord) {}); err != nil {
+		return "", err
+	}
+	if err := r.preparePod(p); err != nil {
+		return "", err
+	}
+	// The sandbox comes up while the network is made: it reads the addresses
+	// when it is started.
+	var ips []string
+	var g errgroup.Group // neither is cut off when the other fails: a whole thing is easier undone than half of one
+	g.Go(func() (err error) {
+		if !hostNetwork(req.Config) {
+			ips, err = r.Network.Add(ctx, r.networkPod(p))
+		}
+		return err
+	})
+	g.Go(func() error { return p.init.Create(ctx) })
+	if err := g.Wait(); err != nil {
+		return "", err
+	}
+	if err := p.init.Start(ctx, runsc.Stdio{}); err != nil {
+		return "", err
+	}
+	host := p.init.Host()
+	cgroup, err := memoryCgroup(host.PID)
+	if err != nil {
+		return "", fmt.Errorf("cgroup of the sandbox: %w", err)
+	}
+	err = p.update(func(f *podRecord) {
+		f.CreatedAt, f.Host, f.Cgroup, f.IPs = time.Now(), host, cgroup, ips
+	})
+	if err != nil {
+		return "", err
+	}
+	r.addPod(p)
+	go r.watchPod(p)
+	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_CREATED_EVENT, Pod: p})
+	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STARTED_EVENT, Pod: p})
+	return p.ID, nil
+}
+
+// newPod returns a pod that nothing has been done for.
+func (r *Registry) newPod(id string, rec podRecord) *Pod {
+	return &Pod{
+		ID:    id,
+		facts: facts[podRecord]{id: id, records: r.podRecords, now: rec},
+		init: r.processes.New(proc.CreateConfig{
+			ID: id, Bundle: r.podDir(id), Runtime: r.runtime(rec.Handler), HostNetwork: hostNetwork(rec.Config.M),
+		}),
+		release: make(chan struct{}, 1),
+	}
+}
+
+// preparePod makes the network namespace, the files that containers see, and
+// the bundle.
+func (r *Registry) preparePod(p *Pod) error {
+	c := p.Config()
+	dir := r.podDir(p.ID)
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return err
+	}
+	netNS := ""
+	if !hostNetwork(c) {
+		netNS = r.netNS(p.ID)
+		if err := network.CreateNS(netNS); err != nil {
+			return err
+		}
+	}
+	if err := writePodFiles(dir, c); err != nil {
+		return err
+	}
+	return r.writeSandbox(p.ID, netNS, c)
+}
+
+// writeSandbox writes the bundle of a sandbox.
+func (r *Registry) writeSandbox(id, netNS string, c *runtime.PodSandboxConfig) error {
+	cgroup, err := spec.CgroupsPath(r.SystemdCgroup, c.GetLinux().GetCgroupParent(), id)
+	if err != nil {
+		return err
+	}
+	dir := r.podDir(id)
+	s, err := spec.Sandbox(c, spec.SandboxOptions{
+		ID: id, NetNS: netNS, CgroupsPath: cgroup, Rootfs: dir, Shm: filepath.Join(dir, "shm"),
+		Args: []string{pause.Command},
+		Annotations: map[string]string{
+			"dev.gvisor.spec.rootfs.source": pauseImage(r.State), "dev.gvisor.spec.rootfs.type": "erofs",
+		},
+	})
+	if err != nil {
+		return err
+	}
+	return writeBundle(dir, s)
+}
+
+// writeBundle writes the configuration of an OCI bundle.
+func writeBundle(dir string, s *specs.Spec) error {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "config.json"), data, 0o600)
+}
+
+// readBundle reads the configuration of an OCI bundle.
+func readBundle(dir string) (*specs.Spec, error) {
+	data, err := os.ReadFile(filepath.Join(dir, "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	var s specs.Spec
+	if err := json.Unmarshal(data, &s); err != nil {
+		return nil, fmt.Errorf("bundle %s: %w", dir, err)
+	}
+	return &s, nil
+}
+
+// CreateContainer makes a container that can be started, in a pod that runs,
+// and returns its id. After an error nothing is left of it.
+func (r *Registry) CreateContainer(ctx context.Context, req *runtime.CreateContainerRequest) (string, error) {
+	p, err := r.Pod(req.PodSandboxId)
+	if err != nil {
+		return "", err
+	}
+	if s := p.State(); s != proc.Running {
+		return "", fmt.Errorf("pod sandbox %s: %s, not running: %w", p.ID, s, errdefs.ErrFailedPrecondition)
+	}
+	name := containerName(p.ID, req.Config.Metadata)
+	return r.containerNames.create(ctx, name, req, func(ctx context.Context) (string, error) {
+		ctx, cancel := context.WithTimeout(ctx, buildTimeout)
+		defer cancel()
+		return r.buildContainer(ctx, p, req.Config)
+	})
+}
+
+func (r *Registry) buildContainer(ctx context.Context, p *Pod, config *runtime.ContainerConfig) (id string, err error) {
+	img, err := r.Images.Get(ctx, config.GetImage().GetImage())
+	if err != nil {
+		return "", fmt.Errorf("image: %w", err)
+	}
+	rec := containerRecord{
+		Pod:     p.ID,
+		Config:  message[*runtime.ContainerConfig]{config},
+		ImageID: img.ID, ImageRef: imageRef(img),
+	}
+	if rec.LogPath, err = logPath(p.Config().LogDirectory, config.LogPath); err != nil {
+		return "", err
+	}
+	if rec.Signal, err = stopSignal(config.StopSignal, img.Spec.Config.StopSignal); err != nil {
+		return "", err
+	}
+	c := r.newContainer(newID(), p, rec)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.discardContainer(ctx, c))
+		}
+	}()
+	if err := c.update(func(*containerRecord) {}); err != nil {
+		return "", err
+	}
+	user, err := r.prepareContainer(ctx, c, img)
+	if err != nil {
+		return "", err
+	}
+	if err := c.init.Create(ctx); err != nil {
+		return "", err
+	}
+	if err := c.update(func(f *containerRecord) { f.CreatedAt, f.User = time.Now(), user }); err != nil {
+		return "", err
+	}
+	r.addContainer(c)
+	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_CREATED_EVENT, Pod: p, Container: c})
+	return c.ID, nil
+}
+
+// newContainer returns a container that nothing has been done for.
+func (r *Registry) newContainer(id string, p *Pod, rec containerRecord) *Container {
+	return &Container{
+		ID: id, Pod: p,
+		facts: facts[containerRecord]{id: id, records: r.containerRecords, now: rec},
+		init: r.processes.New(proc.CreateConfig{
+			ID: id, Sandbox: p.init, Bundle: r.containerDir(id), Runtime: p.init.Runtime,
+		}),
+		ended:   make(chan struct{}),
+		release: make(chan struct{}, 1),
+	}
+}

@@ -1,0 +1,71 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/sirupsen/logrus"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/runscd/runscd/internal/runsc"
+)
+
+// checkTimeout bounds the check of a handler, which takes some 200 ms.
+const checkTimeout = 30 * time.Second
+
+// Check tries each handler with a sandbox that is thrown away: does the binary
+// run, does the platform work here, does the control socket speak what we
+// speak? A handler that does not pass refuses pods with the reason.
+func (r *Registry) Check(ctx context.Context) {
+	for name, h := range r.Handlers {
+		ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+		version, err := r.checkHandler(ctx, h)
+		cancel()
+		log := logrus.WithFields(logrus.Fields{"handler": name, "runsc": h.Runtime.Path(), "version": version})
+		if err != nil {
+			h.unusable = fmt.Errorf("runtime handler %q with %s: %w", name, h.Runtime.Path(), err)
+			log.WithError(err).Error("runtime handler is not usable")
+			continue
+		}
+		h.Version = version
+		log.Info("runtime handler is usable")
+	}
+}
+
+func (r *Registry) checkHandler(ctx context.Context, h *Handler) (version string, err error) {
+	if version, err = h.Runtime.Version(ctx); err != nil {
+		return "", err
+	}
+	id := newID()
+	dir := r.podDir(id)
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return version, err
+	}
+	defer func() { err = errors.Join(err, h.Runtime.Delete(ctx, id), h.Runtime.Forget(id), os.RemoveAll(dir)) }()
+	if err := r.writeSandbox(id, "", &runtime.PodSandboxConfig{Hostname: "check"}); err != nil {
+		return version, err
+	}
+	if _, err := h.Runtime.Create(ctx, id, runsc.CreateConfig{Bundle: dir}); err != nil {
+		return version, err
+	}
+	if err := h.Runtime.Start(ctx, id, dir); err != nil {
+		return version, err
+	}
+	state, err := h.Runtime.Control(id).State(ctx, id)
+	if err != nil {
+		return version, fmt.Errorf("control protocol: %w", err)
+	}
+	if state != runsc.StateRunning {
+		return version, fmt.Errorf("control protocol: state %d of a running container: %w", state, errdefs.ErrFailedPrecondition)
+	}
+	return version, nil
+}
+
+// Ready returns why the default handler cannot run pods, nil if it can.
+func (r *Registry) Ready() error {
+	return r.Handlers[r.Default].unusable
+}

@@ -1,0 +1,105 @@
+package pod
+
+import (
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/runscd/runscd/internal/proc"
+	"github.com/runscd/runscd/internal/store"
+)
+
+// recordVersion is the version of both formats; docs/records.md describes them.
+const recordVersion = 1
+
+// podRecord are the facts about a pod that outlive the daemon. States are
+// derived from them.
+type podRecord struct {
+	Config  message[*runtime.PodSandboxConfig] `json:"config"`
+	Handler string                             `json:"handler"`
+	// Requested is the handler by the client's word for it, "" being the default.
+	Requested string `json:"requested_handler"`
+	Boot      string `json:"boot"` // the kernel's boot id
+	// CreatedAt is when the sandbox ran; zero while it is being made.
+	CreatedAt time.Time        `json:"created_at,omitzero"`
+	Host      proc.HostProcess `json:"host_process,omitzero"`
+	Cgroup    string           `json:"cgroup,omitempty"` // directory of the memory controller
+	IPs       []string         `json:"ips,omitempty"`
+	// StoppedAt is when the sandbox was seen to be gone.
+	StoppedAt time.Time `json:"stopped_at,omitzero"`
+	// Released says that nothing on the host is held for the pod any more but
+	// its containers' file systems and the record.
+	Released bool   `json:"released,omitempty"`
+	Message  string `json:"message,omitempty"` // why the sandbox died
+}
+
+// containerRecord are the facts about a container that outlive the daemon.
+type containerRecord struct {
+	Pod      string                            `json:"pod"`
+	Config   message[*runtime.ContainerConfig] `json:"config"`
+	ImageID  string                            `json:"image_id"`
+	ImageRef string                            `json:"image_ref"`
+	LogPath  string                            `json:"log_path,omitempty"` // absolute
+	User     *User                             `json:"user,omitempty"`
+	Signal   int                               `json:"stop_signal"`
+	// CreatedAt is when the container could be started; zero while it is being made.
+	CreatedAt  time.Time `json:"created_at,omitzero"`
+	StartedAt  time.Time `json:"started_at,omitzero"`
+	FinishedAt time.Time `json:"finished_at,omitzero"`
+	ExitCode   int       `json:"exit_code,omitempty"`
+	Reason     string    `json:"reason,omitempty"`
+	Message    string    `json:"message,omitempty"`
+}
+
+// User is who a container's first process is.
+type User struct {
+	UID    int64   `json:"uid"`
+	GID    int64   `json:"gid"`
+	Groups []int64 `json:"groups,omitempty"`
+}
+
+// message is a protobuf message that is JSON in a record, by its own rules.
+type message[M proto.Message] struct{ M M }
+
+// MarshalJSON encodes the message.
+func (m message[M]) MarshalJSON() ([]byte, error) { return protojson.Marshal(m.M) }
+
+// UnmarshalJSON decodes the message. Fields of a newer cri-api are passed over.
+func (m *message[M]) UnmarshalJSON(data []byte) error {
+	m.M = m.M.ProtoReflect().Type().New().Interface().(M)
+	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(data, m.M)
+}
+
+// facts is a record in memory and on disk. The copy on disk follows each
+// change, in the order of the changes.
+type facts[T any] struct {
+	id      string
+	records *store.Records[T]
+
+	save sync.Mutex // orders the saves; held over the write, as nothing else is
+	mu   sync.Mutex
+	// +checklocks:mu
+	now T
+}
+
+// Facts returns the present facts.
+func (f *facts[T]) Facts() T {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.now
+}
+
+// update changes the facts and saves them. After an error the change is in
+// force and not on disk.
+func (f *facts[T]) update(change func(*T)) error {
+	f.mu.Lock()
+	change(&f.now)
+	f.mu.Unlock()
+	f.save.Lock()
+	defer f.save.Unlock()
+	now := f.Facts()
+	return f.records.Save(f.id, &now)
+}

@@ -1,0 +1,299 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/sirupsen/logrus"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/runscd/runscd/internal/network"
+	"github.com/runscd/runscd/internal/pause"
+	"github.com/runscd/runscd/internal/proc"
+	"github.com/runscd/runscd/internal/runsc"
+	"github.com/runscd/runscd/internal/store"
+)
+
+// recoverTimeout bounds what is done for one pod at start.
+const recoverTimeout = time.Minute
+
+// Open returns the registry of what the records tell. Pods that run are found
+// again, what was half made or half undone is undone, and what has no record
+// is removed.
+func Open(ctx context.Context, o Options) (*Registry, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, err
+	}
+	r := &Registry{
+		Options:        o,
+		processes:      proc.NewRegistry(o.Monitor),
+		podNames:       newNames(),
+		containerNames: newNames(),
+		events:         newEvents(),
+		boot:           strings.TrimSpace(string(boot)),
+		pods:           map[string]*Pod{},
+		containers:     map[string]*Container{},
+	}
+	for _, dir := range []string{"pods", "containers", "netns", "runsc"} {
+		if err := os.MkdirAll(filepath.Join(o.State, dir), 0o711); err != nil {
+			return nil, err
+		}
+	}
+	if err := pause.Install(pauseImage(o.State)); err != nil {
+		return nil, err
+	}
+	if r.podRecords, err = store.Open[podRecord](filepath.Join(o.Root, "pods"), recordVersion); err != nil {
+		return nil, err
+	}
+	if r.containerRecords, err = store.Open[containerRecord](filepath.Join(o.Root, "containers"), recordVersion); err != nil {
+		return nil, err
+	}
+	return r, r.recover(ctx)
+}
+
+func (r *Registry) recover(ctx context.Context) error {
+	pods, err := r.podRecords.Load()
+	if err != nil {
+		return err
+	}
+	containers, err := r.containerRecords.Load()
+	if err != nil {
+		return err
+	}
+	newer := map[string]bool{} // objects of a newer runscd are left as they are
+	byPod := map[string]map[string]containerRecord{}
+	for id, c := range containers {
+		if c.Err != nil {
+			badRecord(r.containerRecords, id, c.Err, newer)
+			continue
+		}
+		if byPod[c.Record.Pod] == nil {
+			byPod[c.Record.Pod] = map[string]containerRecord{}
+		}
+		byPod[c.Record.Pod][id] = *c.Record
+	}
+	var wg sync.WaitGroup
+	for id, p := range pods {
+		if p.Err != nil {
+			badRecord(r.podRecords, id, p.Err, newer)
+			for c := range byPod[id] {
+				newer[c] = newer[id]
+			}
+			continue
+		}
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
+			defer cancel()
+			r.recoverPod(ctx, r.newPod(id, *p.Record), byPod[id])
+		})
+	}
+	for pod, containers := range byPod {
+		if _, ok := pods[pod]; ok {
+			continue
+		}
+		for id := range containers { // what is held for it goes with the strays
+			logrus.WithFields(logrus.Fields{"container": id, "pod": pod}).Error("record of a container without a pod")
+			if err := r.containerRecords.Delete(id); err != nil {
+				return err
+			}
+		}
+	}
+	wg.Wait()
+	r.removeStrays(ctx, newer)
+	return nil
+}
+
+// badRecord tells about a record that cannot be used. One of a newer runscd is
+// kept with all that belongs to it; what a damaged one was for goes with the
+// strays, once this has removed the record.
+func badRecord[T any](records *store.Records[T], id string, err error, newer map[string]bool) {
+	log := logrus.WithField("record", id).WithError(err)
+	if errdefs.IsFailedPrecondition(err) {
+		newer[id] = true
+		log.Error("record of a newer version is left alone")
+		return
+	}
+	log.Error("damaged record is removed")
+	if err := records.Delete(id); err != nil {
+		log.WithError(err).Error("damaged record")
+	}
+}
+
+// recoverPod finds one pod and its containers again.
+func (r *Registry) recoverPod(ctx context.Context, p *Pod, containers map[string]containerRecord) {
+	log := logrus.WithField("pod", p.ID)
+	if p.State() == proc.Creating {
+		if err := r.discardPod(ctx, p); err != nil {
+			log.WithError(err).Error("pod that was not finished")
+		}
+		return
+	}
+	r.recoverSandbox(ctx, p)
+	r.addPod(p)
+	r.podNames.keep(podName(p.Config().Metadata), p.ID, &runtime.RunPodSandboxRequest{
+		Config: p.Config(), RuntimeHandler: p.Facts().Requested,
+	})
+	for id, rec := range containers {
+		c := r.newContainer(id, p, rec)
+		if err := r.recoverContainer(ctx, c); err != nil {
+			log.WithField("container", id).WithError(err).Error("container not recovered")
+		}
+	}
+	f := p.Facts()
+	if !f.StoppedAt.IsZero() && !f.Released {
+		if err := r.stopPod(ctx, p); err != nil {
+			log.WithError(err).Error("pod that was not undone")
+		}
+	}
+	log.WithField("state", p.State()).Info("pod recovered")
+}
+
+// recoverSandbox watches a sandbox again. One of an earlier boot, and one that
+// cannot be watched, is taken for stopped, and then undone.
+func (r *Registry) recoverSandbox(ctx context.Context, p *Pod) {
+	f := p.Facts()
+	if f.Boot == r.boot && f.StoppedAt.IsZero() {
+		p.oomSeen.Store(oomKills(f.Cgroup))
+		err := p.init.Recover(ctx, f.Host)
+		if err == nil {
+			go r.watchPod(p)
+			return
+		}
+		logrus.WithField("pod", p.ID).WithError(err).Error("sandbox not found again")
+	}
+	p.init.Gone()
+	if !f.StoppedAt.IsZero() {
+		return
+	}
+	if err := p.update(func(f *podRecord) { f.StoppedAt = time.Now() }); err != nil {
+		logrus.WithField("pod", p.ID).WithError(err).Error("pod record")
+	}
+}
+
+// recoverContainer finds one container again and adds it.
+func (r *Registry) recoverContainer(ctx context.Context, c *Container) error {
+	state := c.State()
+	if state == proc.Creating {
+		return r.discardContainer(ctx, c)
+	}
+	r.addContainer(c)
+	r.containerNames.keep(containerName(c.Pod.ID, c.Config().Metadata), c.ID, &runtime.CreateContainerRequest{
+		PodSandboxId: c.Pod.ID, Config: c.Config(), SandboxConfig: c.Pod.Config(),
+	})
+	if state == proc.Stopped {
+		c.init.Gone()
+		close(c.ended)
+		return nil
+	}
+	err := c.init.Recover(ctx, proc.HostProcess{})
+	if err != nil || c.init.State() == proc.Created && state == proc.Created {
+		return err
+	}
+	if c.init.State() == proc.Created {
+		// It was started when the daemon died, and never ran.
+		r.end(c, containerRecord{
+			FinishedAt: time.Now(), ExitCode: startErrorCode, Reason: reasonStartError,
+			Message: "the sandbox does not know the container",
+		})
+		return nil
+	}
+	c.output, err = r.openOutput(c, c.Facts().LogPath)
+	if err != nil {
+		// What it writes must go somewhere, or it would stop.
+		var discarded error
+		c.output, discarded = r.openOutput(c, "")
+		err = errors.Join(err, discarded)
+	}
+	if state == proc.Created {
+		// The daemon died between the start and its record: believe the sandbox.
+		err = errors.Join(err, c.update(func(f *containerRecord) { f.StartedAt = time.Now() }))
+	}
+	go r.watchContainer(c)
+	return err
+}
+
+// removeStrays removes what the host holds for ids that have no record.
+func (r *Registry) removeStrays(ctx context.Context, keep map[string]bool) {
+	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
+	defer cancel()
+	known := func(id string) bool {
+		r.mu.RLock()
+		defer r.mu.RUnlock()
+		return keep[id] || r.pods[id] != nil || r.containers[id] != nil
+	}
+	var errs []error
+	try := func(err error) { errs = append(errs, err) }
+	for _, handler := range entries(filepath.Join(r.State, "runsc")) {
+		rt := r.runtime(handler)
+		ids, err := rt.List()
+		try(err)
+		for id, sandbox := range ids {
+			if known(id) {
+				continue
+			}
+			try(rt.Delete(ctx, id))
+			if id == sandbox {
+				try(rt.Forget(id))
+			}
+		}
+	}
+	snapshots, err := r.Images.Snapshots(ctx)
+	try(err)
+	for _, id := range append(snapshots, entries(filepath.Join(r.State, "containers"))...) {
+		if !known(id) {
+			try(r.Images.Unmount(ctx, id, r.rootfs(id)))
+			try(os.RemoveAll(r.containerDir(id)))
+		}
+	}
+	for _, id := range entries(filepath.Join(r.State, "netns")) {
+		if !known(id) {
+			try(network.RemoveNS(r.netNS(id)))
+		}
+	}
+	for _, id := range entries(filepath.Join(r.State, "pods")) {
+		if !known(id) {
+			try(os.RemoveAll(r.podDir(id)))
+		}
+	}
+	attached := []string{}
+	for _, p := range r.Pods() {
+		attached = append(attached, p.ID)
+	}
+	for id := range keep {
+		attached = append(attached, id)
+	}
+	try(r.Network.GC(ctx, attached))
+	if err := errors.Join(errs...); err != nil {
+		// The daemon is of more use with them than not started.
+		logrus.WithError(err).Error("strays not removed")
+	}
+}
+
+// entries returns the names in a directory, none if it cannot be read.
+func entries(dir string) []string {
+	list, _ := os.ReadDir(dir)
+	names := make([]string, 0, len(list))
+	for _, e := range list {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// runtime returns the runsc of a handler. For one that is not configured any
+// more it is the default's binary with the handler's root directory, which is
+// enough to end what runs there.
+func (r *Registry) runtime(handler string) *runsc.Runtime {
+	if h, ok := r.Handlers[handler]; ok {
+		return h.Runtime
+	}
+	return runsc.New(runsc.Options{
+		Path: r.Handlers[r.Default].Runtime.Path(), Root: RunscRoot(r.State, handler),
+	})
+}

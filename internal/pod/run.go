@@ -1,0 +1,228 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/runscd/runscd/internal/proc"
+	"github.com/runscd/runscd/internal/runsc"
+)
+
+// startTimeout bounds one runsc start. runsc itself needs some 50 ms.
+const startTimeout = 2 * time.Minute
+
+// drainTimeout bounds how long the output that a dead container left is read:
+// what is left is at most a full pipe, unless the log cannot be written.
+const drainTimeout = 10 * time.Second
+
+// StartContainer starts a created container. If its command cannot be run the
+// container has ended, with the reason, and the pod is unharmed.
+func (r *Registry) StartContainer(ctx context.Context, id string) error {
+	c, err := r.Container(id)
+	if err != nil {
+		return err
+	}
+	unlock, err := lock(ctx, c.release)
+	if err != nil {
+		return fmt.Errorf("container %s: %w", c.ID, err)
+	}
+	defer unlock()
+	if s := c.State(); s != proc.Created {
+		return fmt.Errorf("container %s: %s, not created: %w", c.ID, s, errdefs.ErrFailedPrecondition)
+	}
+	if s := c.Pod.State(); s != proc.Running {
+		return fmt.Errorf("pod sandbox %s of container %s: %s, not running: %w", c.Pod.ID, c.ID, s, errdefs.ErrFailedPrecondition)
+	}
+	// A started container is not undone because its client has gone.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
+	defer cancel()
+	if err := r.start(ctx, c); err != nil {
+		r.end(c, containerRecord{
+			FinishedAt: time.Now(), ExitCode: startErrorCode, Reason: reasonStartError, Message: err.Error(),
+		})
+		return fmt.Errorf("start of container %s: %w", c.ID, err)
+	}
+	return nil
+}
+
+func (r *Registry) start(ctx context.Context, c *Container) error {
+	dir := r.containerDir(c.ID)
+	stdin, err := openStdin(dir, c.Config().Stdin)
+	if err != nil {
+		return err
+	}
+	files, err := createFIFOs(dir)
+	if err != nil {
+		return errors.Join(err, stdin.Close())
+	}
+	files = append(files, stdin)
+	err = c.init.Start(ctx, runsc.Stdio{In: stdin, Out: files[0], Err: files[1]})
+	started := time.Now()
+	if err != nil {
+		return errors.Join(err, closeAll(files))
+	}
+	// Not opened before: what runsc itself says of a failure is not the
+	// container's output.
+	c.output, err = r.openOutput(c, c.Facts().LogPath)
+	if err := errors.Join(err, closeAll(files)); err != nil {
+		return errors.Join(err, c.init.Delete(ctx))
+	}
+	if err := c.update(func(f *containerRecord) { f.StartedAt = started }); err != nil {
+		// It runs, and recovery would find that out from the sandbox.
+		logrus.WithField("container", c.ID).WithError(err).Error("container record")
+	}
+	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STARTED_EVENT, Pod: c.Pod, Container: c})
+	go r.watchContainer(c)
+	return nil
+}
+
+// watchContainer waits for a started container's exit and writes it down. What
+// the container has written is in the log before its end is told.
+func (r *Registry) watchContainer(c *Container) {
+	<-c.init.Done()
+	exit := c.init.Exit()
+	oom := exit.Status == 128+int(unix.SIGKILL) && c.Pod.oomKilled(exit.Known)
+
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	if err := c.output.drain(ctx); err != nil {
+		logrus.WithField("container", c.ID).WithError(err).Error("last output of the container")
+	}
+	facts := containerRecord{FinishedAt: exit.At, ExitCode: exit.Status, Reason: reasonError}
+	switch {
+	case oom:
+		facts.Reason = reasonOOMKilled
+	case exit.Status == 0:
+		facts.Reason = reasonCompleted
+	case !exit.Known:
+		facts.Message = "the sandbox was gone before the container's exit status could be read"
+	}
+	r.end(c, facts)
+}
+
+// end writes down how a container ended and tells it.
+func (r *Registry) end(c *Container, how containerRecord) {
+	err := c.update(func(f *containerRecord) {
+		f.FinishedAt, f.ExitCode, f.Reason, f.Message = how.FinishedAt, how.ExitCode, how.Reason, how.Message
+	})
+	if err != nil {
+		// The sentry tells the same again after a restart.
+		logrus.WithField("container", c.ID).WithError(err).Error("container record")
+	}
+	close(c.ended)
+	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STOPPED_EVENT, Pod: c.Pod, Container: c})
+}
+
+// watchPod waits for the end of a pod's sandbox, asked for or not.
+func (r *Registry) watchPod(p *Pod) {
+	<-p.init.Done()
+	exit := p.init.Exit()
+	log := logrus.WithField("pod", p.ID)
+	message := ""
+	if !p.stopping.Load() {
+		message = fmt.Sprintf("sandbox ended by itself with status %d", exit.Status)
+		if cause := runsc.Cause(p.init.Bundle); cause != "" {
+			message += ": " + cause
+		}
+		log.Error(message)
+	}
+	if err := p.update(func(f *podRecord) { f.StoppedAt, f.Message = exit.At, message }); err != nil {
+		log.WithError(err).Error("pod record")
+	}
+	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STOPPED_EVENT, Pod: p})
+}
+
+// signalTimeout is how long a sandbox may take to deliver a signal. killTimeout
+// is how long a container may outlive SIGKILL; past it the sandbox hangs, and
+// is killed as a process of the host.
+const (
+	signalTimeout = 5 * time.Second
+	killTimeout   = 10 * time.Second
+)
+
+// StopContainer sends a container its stop signal, SIGKILL when it still runs
+// after timeout, and returns when it is dead. A later call with a shorter
+// timeout shortens an earlier one. A container that does not run, or that there
+// is not, is no error.
+func (r *Registry) StopContainer(ctx context.Context, id string, timeout time.Duration) error {
+	c, err := r.Container(id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	// A start that is under way is over first.
+	unlock, err := lock(ctx, c.release)
+	if err != nil {
+		return fmt.Errorf("container %s: %w", c.ID, err)
+	}
+	unlock()
+	if c.State() != proc.Running {
+		return nil
+	}
+	if timeout > 0 {
+		if err := r.signal(ctx, c, syscall.Signal(c.Facts().Signal), false); err != nil {
+			logrus.WithField("container", c.ID).WithError(err).Warn("stop signal")
+		}
+		grace := time.NewTimer(timeout)
+		defer grace.Stop()
+		select {
+		case <-c.ended:
+			return nil
+		case <-grace.C:
+		case <-ctx.Done():
+			return fmt.Errorf("stop of container %s: %w", c.ID, ctx.Err())
+		}
+	}
+	return r.kill(ctx, c)
+}
+
+// kill ends a container and, if its sandbox does not do it, the sandbox.
+func (r *Registry) kill(ctx context.Context, c *Container) error {
+	if err := r.signal(ctx, c, unix.SIGKILL, true); err != nil {
+		logrus.WithField("container", c.ID).WithError(err).Warn("kill signal")
+	}
+	for last := false; ; last = true {
+		overdue := time.NewTimer(killTimeout)
+		defer overdue.Stop()
+		select {
+		case <-c.ended:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("stop of container %s: %w", c.ID, ctx.Err())
+		case <-overdue.C:
+		}
+		if last {
+			return fmt.Errorf("container %s: its sandbox survives SIGKILL: %w", c.ID, errdefs.ErrUnavailable)
+		}
+		logrus.WithFields(logrus.Fields{"pod": c.Pod.ID, "container": c.ID}).Error("sandbox hangs and is killed")
+		if err := c.Pod.init.Kill(ctx, unix.SIGKILL, true); err != nil {
+			return err
+		}
+	}
+}
+
+func (r *Registry) signal(ctx context.Context, c *Container, sig syscall.Signal, all bool) error {
+	ctx, cancel := context.WithTimeout(ctx, signalTimeout)
+	defer cancel()
+	return c.init.Kill(ctx, sig, all)
+}
+
+// lock takes the one token of ch and returns the function that gives it back.
+func lock(ctx context.Context, ch chan struct{}) (unlock func(), err error) {
+	select {
+	case ch <- struct{}{}:
+		return func() { <-ch }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("another operation is not over: %w", ctx.Err())
+	}
+}

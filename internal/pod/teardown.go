@@ -1,0 +1,221 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/runscd/runscd/internal/network"
+	"github.com/runscd/runscd/internal/proc"
+)
+
+// Everything that is undone is undone here. Each step may be repeated and
+// takes "not there" for done; a step that fails does not keep the others from
+// being tried; and what was made for an object is found by its id alone.
+
+// StopPod ends a pod's containers and its sandbox and gives back all that the
+// host held for it but its containers' file systems. It may be repeated; a pod
+// that there is not is no error.
+func (r *Registry) StopPod(ctx context.Context, id string) error {
+	p, err := r.Pod(id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return r.stopPod(ctx, p)
+}
+
+func (r *Registry) stopPod(ctx context.Context, p *Pod) error {
+	if p.Facts().Released {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTimeout)
+	defer cancel()
+	unlock, err := lock(ctx, p.release)
+	if err != nil {
+		return fmt.Errorf("pod sandbox %s: %w", p.ID, err)
+	}
+	defer unlock()
+	if p.Facts().Released {
+		return nil
+	}
+	err = r.releasePod(ctx, p)
+	if err != nil {
+		return fmt.Errorf("stop of pod sandbox %s: %w", p.ID, err)
+	}
+	return p.update(func(f *podRecord) {
+		f.Released = true
+		if f.StoppedAt.IsZero() {
+			f.StoppedAt = time.Now()
+		}
+	})
+}
+
+// releasePod ends the sandbox with all in it and takes its network away.
+func (r *Registry) releasePod(ctx context.Context, p *Pod) error {
+	p.stopping.Store(true)
+	// The kernel ends everything in a sandbox with its process, so the
+	// containers need no signals of their own.
+	err := p.init.Delete(ctx)
+	for _, c := range r.ContainersOf(p) {
+		if c.State() != proc.Running {
+			continue
+		}
+		select {
+		case <-c.ended:
+		case <-ctx.Done():
+			err = errors.Join(err, fmt.Errorf("container %s has not ended: %w", c.ID, ctx.Err()))
+		}
+	}
+	if hostNetwork(p.Config()) {
+		return err
+	}
+	return errors.Join(err, r.Network.Del(ctx, r.networkPod(p)), network.RemoveNS(r.netNS(p.ID)))
+}
+
+// RemovePod stops a pod and removes it with its containers. It may be repeated;
+// a pod that there is not is no error.
+func (r *Registry) RemovePod(ctx context.Context, id string) error {
+	p, err := r.Pod(id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := r.stopPod(ctx, p); err != nil {
+		return err
+	}
+	var g errgroup.Group
+	for _, c := range r.ContainersOf(p) {
+		g.Go(func() error { return r.removeContainer(ctx, c) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if err := r.forgetPod(p); err != nil {
+		return fmt.Errorf("removal of pod sandbox %s: %w", p.ID, err)
+	}
+	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_DELETED_EVENT, Pod: p})
+	return nil
+}
+
+// discardPod undoes a pod that was not finished. If that fails the pod is listed
+// as stopped, so that whoever removes it tries again.
+func (r *Registry) discardPod(ctx context.Context, p *Pod) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTimeout)
+	defer cancel()
+	err := r.releasePod(ctx, p)
+	if err == nil {
+		err = r.forgetPod(p)
+	}
+	if err == nil {
+		return nil
+	}
+	now := time.Now()
+	r.addPod(p)
+	return errors.Join(
+		fmt.Errorf("undoing pod sandbox %s: %w", p.ID, err),
+		p.update(func(f *podRecord) { f.CreatedAt, f.StoppedAt = now, now }),
+	)
+}
+
+// forgetPod removes the pod's directory and, last, its record.
+func (r *Registry) forgetPod(p *Pod) error {
+	if err := os.RemoveAll(r.podDir(p.ID)); err != nil {
+		return err
+	}
+	if err := r.podRecords.Delete(p.ID); err != nil {
+		return err
+	}
+	r.processes.Remove(p.ID)
+	r.mu.Lock()
+	delete(r.pods, p.ID)
+	r.mu.Unlock()
+	r.podNames.release(podName(p.Config().Metadata), p.ID)
+	return nil
+}
+
+// RemoveContainer kills a container if it runs and removes it. It may be
+// repeated; a container that there is not is no error. The log stays: it
+// belongs to the kubelet.
+func (r *Registry) RemoveContainer(ctx context.Context, id string) error {
+	c, err := r.Container(id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return r.removeContainer(ctx, c)
+}
+
+func (r *Registry) removeContainer(ctx context.Context, c *Container) error {
+	if err := r.StopContainer(ctx, c.ID, 0); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTimeout)
+	defer cancel()
+	unlock, err := lock(ctx, c.release)
+	if err != nil {
+		return fmt.Errorf("container %s: %w", c.ID, err)
+	}
+	defer unlock()
+	if _, err := r.Container(c.ID); err != nil {
+		return nil // another call was faster
+	}
+	if err := r.forgetContainer(ctx, c); err != nil {
+		return fmt.Errorf("removal of container %s: %w", c.ID, err)
+	}
+	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_DELETED_EVENT, Pod: c.Pod, Container: c})
+	return nil
+}
+
+// discardContainer undoes a container that was not finished. If that fails the
+// container is listed as ended, so that whoever removes it tries again.
+func (r *Registry) discardContainer(ctx context.Context, c *Container) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTimeout)
+	defer cancel()
+	err := r.forgetContainer(ctx, c)
+	if err == nil {
+		return nil
+	}
+	now := time.Now()
+	close(c.ended)
+	r.addContainer(c)
+	return errors.Join(
+		fmt.Errorf("undoing container %s: %w", c.ID, err),
+		c.update(func(f *containerRecord) {
+			f.CreatedAt, f.FinishedAt, f.ExitCode, f.Reason = now, now, startErrorCode, reasonStartError
+		}),
+	)
+}
+
+// forgetContainer undoes all of a container that does not run, its record last.
+func (r *Registry) forgetContainer(ctx context.Context, c *Container) error {
+	err := errors.Join(c.init.Delete(ctx), r.Images.Unmount(ctx, c.ID, r.rootfs(c.ID)))
+	if err != nil {
+		// The directory has the mount in it and must not be walked.
+		return err
+	}
+	if err := os.RemoveAll(r.containerDir(c.ID)); err != nil {
+		return err
+	}
+	if err := r.containerRecords.Delete(c.ID); err != nil {
+		return err
+	}
+	r.processes.Remove(c.ID)
+	r.mu.Lock()
+	delete(r.containers, c.ID)
+	r.mu.Unlock()
+	r.containerNames.release(containerName(c.Pod.ID, c.Config().Metadata), c.ID)
+	return nil
+}
