@@ -1,0 +1,247 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	runc "github.com/containerd/go-runc"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/runscd/runscd/internal/config"
+	"github.com/runscd/runscd/internal/cri"
+	"github.com/runscd/runscd/internal/image"
+	"github.com/runscd/runscd/internal/monitor"
+	"github.com/runscd/runscd/internal/network"
+	"github.com/runscd/runscd/internal/pod"
+	"github.com/runscd/runscd/internal/runsc"
+	"github.com/runscd/runscd/internal/store"
+)
+
+func serveCommand(file *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "serve",
+		Short: "Serve the CRI; the daemon",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := config.Load(*file)
+			if err != nil {
+				return err
+			}
+			return serve(cmd.Context(), c)
+		},
+	}
+}
+
+// serve recovers what an earlier daemon left, then listens until ctx ends. It
+// leaves the pods as they are: they do not notice that the daemon ends.
+func serve(ctx context.Context, c *config.Config) error {
+	if err := setLogging(c.Log); err != nil {
+		return err
+	}
+	for _, dir := range []string{c.Root, c.State} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+		claim, err := store.Lock(dir)
+		if err != nil {
+			return err
+		}
+		defer claim.Close()
+	}
+	reaper, err := monitor.New()
+	if err != nil {
+		return err
+	}
+	defer reaper.Close()
+	runc.Monitor = reaper
+
+	images, err := image.Open(ctx, image.Options{
+		Root:            filepath.Join(c.Root, "images"),
+		CertsDir:        c.Image.CertsDir,
+		Pinned:          c.Image.Pinned,
+		ProgressTimeout: time.Duration(c.Image.ProgressTimeout),
+		Downloads:       c.Image.ParallelDownloads,
+	})
+	if err != nil {
+		return fmt.Errorf("image store: %w", err)
+	}
+	defer images.Close()
+	handlers, err := handlersOf(c)
+	if err != nil {
+		return err
+	}
+	systemd := c.Cgroup.DriverInUse() == "systemd"
+	pods, err := pod.Open(ctx, pod.Options{
+		Root: c.Root, State: c.State, Handlers: handlers, Default: c.Runtime.Default,
+		SystemdCgroup: systemd, Images: images, Network: networkOf(c), Monitor: reaper,
+	})
+	if err != nil {
+		return fmt.Errorf("recovery: %w", err)
+	}
+	pods.Check(ctx)
+
+	info, err := statusInfo(c, handlers)
+	if err != nil {
+		return err
+	}
+	server := grpc.NewServer(cri.ServerOptions()...)
+	runtime.RegisterRuntimeServiceServer(server, cri.NewRuntimeServer(pods, cri.Options{
+		Version: version, SystemdCgroup: systemd, Info: info,
+	}))
+	runtime.RegisterImageServiceServer(server, cri.NewImageServer(images, func(handler string) error {
+		_, err := pods.Handler(handler)
+		return err
+	}))
+	return listen(ctx, server, c)
+}
+
+// handlersOf makes the runtime handlers.
+func handlersOf(c *config.Config) (map[string]*pod.Handler, error) {
+	handlers := map[string]*pod.Handler{}
+	for name, h := range c.Runtime.Handlers {
+		path, err := c.Runtime.Runsc(h)
+		if err != nil {
+			return nil, fmt.Errorf("runtime handler %q: %w", name, err)
+		}
+		flags := []string{"--platform=" + h.Platform, "--shared-root=" + c.State}
+		if c.Cgroup.DriverInUse() == "systemd" {
+			flags = append(flags, "--systemd-cgroup")
+		}
+		if h.NetRaw {
+			flags = append(flags, "--net-raw")
+		}
+		handlers[name] = &pod.Handler{
+			Runtime: runsc.New(runsc.Options{
+				Path: path, Root: pod.RunscRoot(c.State, name), Flags: append(flags, h.Args()...),
+			}),
+		}
+	}
+	return handlers, nil
+}
+
+func networkOf(c *config.Config) pod.Network {
+	if c.Network.Mode == "none" {
+		return network.None{}
+	}
+	return network.NewCNI(network.Options{
+		ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs,
+		CacheDir: filepath.Join(c.Root, "cni"), // leases outlive a reboot
+	})
+}
+
+// statusInfo is what the verbose Status tells of the daemon.
+func statusInfo(c *config.Config, handlers map[string]*pod.Handler) (map[string]string, error) {
+	var settings bytes.Buffer
+	if err := c.Print(&settings); err != nil {
+		return nil, err
+	}
+	versions := map[string]string{}
+	for name, h := range handlers {
+		versions[name] = h.Version
+	}
+	info := map[string]string{}
+	for key, v := range map[string]any{"config": settings.String(), "runsc": versions, "version": version} {
+		data, err := json.Marshal(v)
+		if err != nil {
+			return nil, err
+		}
+		info[key] = string(data)
+	}
+	return info, nil
+}
+
+// listen serves on the socket until ctx ends.
+func listen(ctx context.Context, server *grpc.Server, c *config.Config) error {
+	// The lock on the state directory says that nobody listens there.
+	if err := os.Remove(c.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	old := unix.Umask(0o117) // 0660 from the start
+	l, err := net.Listen("unix", c.Socket)
+	unix.Umask(old)
+	if err != nil {
+		return err
+	}
+	gid, err := c.SocketGID()
+	if err == nil {
+		err = os.Chown(c.Socket, -1, gid)
+	}
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		<-ctx.Done()
+		notify(daemon.SdNotifyStopping)
+		stopServer(server)
+	}()
+	go watchdog(ctx)
+	notify(daemon.SdNotifyReady)
+	logrus.WithFields(logrus.Fields{"socket": c.Socket, "version": version}).Info("serving")
+	if err := server.Serve(l); err != nil {
+		return err
+	}
+	<-done
+	logrus.Info("stopped; pods run on")
+	return nil
+}
+
+// stopServer lets RPCs that change something come to their end, which is soon;
+// streams have none of their own.
+func stopServer(server *grpc.Server) {
+	cut := time.AfterFunc(2*time.Second, server.Stop)
+	defer cut.Stop()
+	server.GracefulStop()
+}
+
+// watchdog tells systemd that the daemon lives, if it wants to know.
+func watchdog(ctx context.Context) {
+	interval, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || interval == 0 {
+		return
+	}
+	tick := time.NewTicker(interval / 2)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			notify(daemon.SdNotifyWatchdog)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// notify tells systemd the daemon's state, where systemd started it.
+func notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		logrus.WithError(err).Warn("systemd is not told")
+	}
+}
+
+func setLogging(c config.Log) error {
+	level, err := logrus.ParseLevel(c.Level)
+	if err != nil {
+		return err
+	}
+	logrus.SetLevel(level)
+	logrus.SetFormatter(&logrus.TextFormatter{FullTimestamp: true, TimestampFormat: time.RFC3339Nano})
+	if c.Format == "json" {
+		logrus.SetFormatter(&logrus.JSONFormatter{TimestampFormat: time.RFC3339Nano})
+	}
+	image.DemoteLibraryLogs(logrus.StandardLogger())
+	return nil
+}
