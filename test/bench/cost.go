@@ -1,0 +1,161 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Kind is what the processes of one kind cost per pod.
+type Kind struct {
+	Processes float64 `json:"processes"`
+	PSS       float64 `json:"pss_kib"`
+	Private   float64 `json:"private_kib"`
+}
+
+// LogReport is about one container that writes 200 MB in lines of 100 bytes.
+type LogReport struct {
+	MBps      float64 `json:"mb_per_s"`
+	DaemonCPU float64 `json:"daemon_cpu_s"`
+}
+
+const tick = 10 * time.Millisecond // USER_HZ is 100 on every Linux that Go knows
+
+// busy is the CPU time that all of the machine has spent, in milliseconds.
+func busy() float64 {
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		panic(err) // there is no Linux without it
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	var ticks float64
+	for i, f := range strings.Fields(line)[1:] {
+		if i == 3 || i == 4 || i > 7 { // idle, waiting for disks; guests are counted in user
+			continue
+		}
+		v, _ := strconv.ParseFloat(f, 64)
+		ticks += v
+	}
+	return ticks * float64(tick/time.Millisecond)
+}
+
+// spent is the CPU time of one process, in seconds.
+func spent(pid int) float64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	f := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	user, _ := strconv.ParseFloat(f[11], 64)
+	system, _ := strconv.ParseFloat(f[12], 64)
+	return (user + system) * tick.Seconds()
+}
+
+// footprint measures what pods cost that do nothing.
+func (n *node) footprint(ctx context.Context, pods int, r *Report) error {
+	for i := range pods {
+		if _, err := n.sleeper(ctx, fmt.Sprint("idle-", i), 1); err != nil {
+			return err
+		}
+	}
+	if err := sleep(ctx, 2*time.Second); err != nil { // what they do at first
+		return err
+	}
+	before := busy()
+	const idle = 10 * time.Second
+	if err := sleep(ctx, idle); err != nil {
+		return err
+	}
+	r.IdleCPU = (busy() - before) / float64(idle/time.Millisecond) * 100
+	var err error
+	if r.Memory, err = n.memory(pods); err != nil {
+		return err
+	}
+	for _, k := range r.Memory {
+		r.PSS += k.PSS
+	}
+	small := memoryOf(n.daemon.Process.Pid)
+	for i := range pods {
+		if _, err := n.sleeper(ctx, fmt.Sprint("two-", i), 2); err != nil {
+			return err
+		}
+	}
+	r.Daemon = (memoryOf(n.daemon.Process.Pid).Private - small.Private) / float64(pods)
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// memory sums up the processes of the pods by kind, and the daemon's.
+func (n *node) memory(pods int) (map[string]Kind, error) {
+	kinds := map[string]Kind{}
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil, err
+	}
+	sandboxes := map[string]bool{}
+	for _, dir := range dirs {
+		cmdline, _ := os.ReadFile(dir + "/cmdline")
+		if strings.HasPrefix(string(cmdline), "runsc-sandbox") && strings.Contains(string(cmdline), n.dir) {
+			sandboxes[filepath.Base(dir)] = true
+		}
+	}
+	for _, dir := range dirs {
+		cmdline, _ := os.ReadFile(dir + "/cmdline")
+		pid, _ := strconv.Atoi(filepath.Base(dir))
+		kind := ""
+		switch {
+		case pid == n.daemon.Process.Pid:
+			kind = "daemon"
+		case sandboxes[filepath.Base(dir)]:
+			kind = "sandbox"
+		case sandboxes[parent(pid)], sandboxes[parent(atoi(parent(pid)))]:
+			kind = "sandbox stubs"
+		case strings.HasPrefix(string(cmdline), "runsc-gofer") && strings.Contains(string(cmdline), n.dir):
+			kind = "gofer"
+		default:
+			continue
+		}
+		m, k := memoryOf(pid), kinds[kind]
+		kinds[kind] = Kind{k.Processes + 1/float64(pods), k.PSS + m.PSS/float64(pods), k.Private + m.Private/float64(pods)}
+	}
+	return kinds, nil
+}
+
+func atoi(s string) int { n, _ := strconv.Atoi(s); return n }
+
+// parent is the pid of a process's parent.
+func parent(pid int) string { return field(fmt.Sprintf("/proc/%d/status", pid), "PPid:") }
+
+func memoryOf(pid int) Kind {
+	path := fmt.Sprintf("/proc/%d/smaps_rollup", pid)
+	kib := func(name string) float64 { v, _ := strconv.ParseFloat(field(path, name), 64); return v }
+	return Kind{PSS: kib("Pss:"), Private: kib("Private_Clean:") + kib("Private_Dirty:")}
+}
+
+// field is the first word behind a name that begins a line.
+func field(path, name string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if words := strings.Fields(s.Text()); len(words) > 1 && words[0] == name {
+			return words[1]
+		}
+	}
+	return ""
+}
