@@ -10,9 +10,9 @@ import (
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/diff/apply"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/core/transfer"
 	"github.com/containerd/containerd/v2/core/unpack"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -21,6 +21,10 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
 )
+
+// maxJSON is how large a manifest or a configuration may be, in bytes: they are
+// read into memory.
+const maxJSON = 8 << 20
 
 // fetched is an image whose layers are unpacked, but which has no record yet.
 type fetched struct {
@@ -93,7 +97,7 @@ func (s *Store) download(ctx context.Context, fetcher remotes.Fetcher, platform 
 			SnapshotterKey:          snapshotter,
 			Snapshotter:             s.snapshots,
 			SnapshotterCapabilities: []string{snapshots.RebaseCap},
-			Applier:                 apply.NewFileSystemApplier(s.content),
+			Applier:                 layerApplier{apply.NewFileSystemApplier(s.content)},
 			// Without it a layer whose snapshot is recorded may be full of
 			// empty files after a power loss (containerd#10457).
 			ApplyOpts: []diff.ApplyOpt{diff.WithSyncFs(true)},
@@ -117,9 +121,25 @@ func (s *Store) download(ctx context.Context, fetcher remotes.Fetcher, platform 
 	return err
 }
 
+// layerApplier unpacks every layer straight into its directory. The applier
+// beneath does so for an overlay; a lone layer, which is a bind mount, it would
+// mount somewhere for the time being, and a kill would leave the mount there.
+type layerApplier struct{ diff.Applier }
+
+func (a layerApplier) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+	if len(mounts) == 1 && mounts[0].Type == "bind" {
+		mounts = []mount.Mount{{Type: "overlay", Options: []string{"upperdir=" + mounts[0].Source}}}
+	}
+	return a.Applier.Apply(ctx, desc, mounts, opts...)
+}
+
 // fetchBlob gets a blob into the content store.
 func (s *Store) fetchBlob(fetcher remotes.Fetcher) images.HandlerFunc {
 	return func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		if !images.IsLayerType(desc.MediaType) && desc.Size > maxJSON {
+			return nil, fmt.Errorf("blob %s of type %q has %d bytes, more than %d: %w",
+				desc.Digest, desc.MediaType, desc.Size, maxJSON, errdefs.ErrInvalidArgument)
+		}
 		// The manifest must not send this daemon to addresses of its choice.
 		desc.URLs = nil
 		err := remotes.Fetch(ctx, s.content, fetcher, desc)
@@ -196,12 +216,4 @@ func onePlatform(h images.HandlerFunc, platform platforms.MatchComparer) images.
 
 func notForPlatform(offered ...string) error {
 	return fmt.Errorf("image for %s, not for linux/%s: %w", strings.Join(offered, ", "), runtime.GOARCH, errdefs.ErrNotFound)
-}
-
-// limitDownloads makes a resolver share n downloads among its fetchers.
-func limitDownloads(r remotes.Resolver, n int) remotes.Resolver {
-	if r, ok := r.(remotes.ResolverWithOptions); ok {
-		r.SetOptions(transfer.WithDownloadLimiter(semaphore.NewWeighted(int64(n))))
-	}
-	return r
 }

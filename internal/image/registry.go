@@ -14,8 +14,10 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
+	"github.com/containerd/containerd/v2/core/transfer"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
+	"golang.org/x/sync/semaphore"
 )
 
 // maxWords bounds what a registry may say in an error, in bytes.
@@ -35,7 +37,7 @@ func (s *Store) resolver(ctx context.Context, name reference.Named, auth Auth, w
 		options.HostDir = config.HostDirFromRoot(s.options.CertsDir)
 	}
 	hosts := config.ConfigureHosts(ctx, options)
-	return limitDownloads(docker.NewResolver(docker.ResolverOptions{
+	resolver := docker.NewResolver(docker.ResolverOptions{
 		Hosts: func(domain string) ([]docker.RegistryHost, error) {
 			hs, err := hosts(domain)
 			if err != nil {
@@ -48,7 +50,11 @@ func (s *Store) resolver(ctx context.Context, name reference.Named, auth Auth, w
 			}
 			return hs, nil
 		},
-	}), s.options.Downloads)
+	})
+	if r, ok := resolver.(remotes.ResolverWithOptions); ok {
+		r.SetOptions(transfer.WithDownloadLimiter(semaphore.NewWeighted(int64(s.options.Downloads))))
+	}
+	return resolver
 }
 
 // registryError gives an error of the resolver or fetcher its kind, and the

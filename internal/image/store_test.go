@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/runscd/runscd/test/registry/loopback"
@@ -26,6 +27,11 @@ func TestMain(m *testing.M) {
 	quiet := logrus.New()
 	quiet.SetOutput(io.Discard)
 	DemoteLibraryLogs(quiet)
+	// A temporary mount of the libraries would outlive a kill: there are none.
+	nowhere := filepath.Join(os.TempDir(), "image-test-no-temporary-mounts")
+	if err := errors.Join(mount.SetTempMountLocation(nowhere), os.Remove(nowhere)); err != nil {
+		panic(err)
+	}
 	if root := os.Getenv(envKilledRoot); root != "" {
 		s, err := Open(context.Background(), Options{Root: root})
 		if err == nil {
