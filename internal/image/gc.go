@@ -17,7 +17,7 @@ import (
 
 const (
 	// collectDelay lets removals that come together be collected together.
-	collectDelay = 200 * time.Millisecond
+	collectDelay = 500 * time.Millisecond
 	// collectEvery finds what becomes garbage without a removal: the leases
 	// of pulls that were not tried again.
 	collectEvery = 15 * time.Minute
@@ -80,17 +80,17 @@ func (s *Store) sweep(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := s.soil(ctx); err != nil {
+	if err := s.markDirty(ctx); err != nil {
 		return err
 	}
 	_, err = s.db.GarbageCollect(ctx)
 	return err
 }
 
-// soil makes the next collection look into the content store and the
+// markDirty makes the next collection look into the content store and the
 // snapshotter too. It looks only where this process removed something, and so
 // would miss what an earlier one had removed from the database alone.
-func (s *Store) soil(ctx context.Context) error {
+func (s *Store) markDirty(ctx context.Context) error {
 	const name = "sweep"
 	if _, err := s.snapshots.Prepare(ctx, name, ""); err != nil && !errdefs.IsAlreadyExists(err) {
 		return err

@@ -254,29 +254,6 @@ func TestLastCallerEndsPull(t *testing.T) {
 	})
 }
 
-// cutter ends each connection once after a number of bytes of a blob.
-type cutter struct {
-	mu    sync.Mutex
-	after int64
-	cut   map[v1.Hash]bool
-}
-
-func (c *cutter) onChunk(_ context.Context, blob v1.Hash, offset int64) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.cut != nil && offset >= c.after {
-		c.cut[blob] = true
-		return errors.New("cut")
-	}
-	return nil
-}
-
-func (c *cutter) stop() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.cut = nil
-}
-
 func resumed(requests []loopback.Request) bool {
 	return slices.ContainsFunc(requests, func(q loopback.Request) bool {
 		return q.Range != "" && q.Range != "bytes=0-"
@@ -285,8 +262,14 @@ func resumed(requests []loopback.Request) bool {
 
 // A failed pull is resumed, even if garbage was collected in between.
 func TestPullResumesAfterFailure(t *testing.T) {
-	c := &cutter{after: 300 << 10, cut: map[v1.Hash]bool{}}
-	r := loopback.Start(t, loopback.Options{OnChunk: c.onChunk})
+	var cutting atomic.Bool
+	cutting.Store(true)
+	r := loopback.Start(t, loopback.Options{OnChunk: func(_ context.Context, _ v1.Hash, offset int64) error {
+		if cutting.Load() && offset >= 300<<10 {
+			return errors.New("cut")
+		}
+		return nil
+	}})
 	s := open(t, Options{})
 	src := noise(t, 1<<20, 1)
 	ref := must(r.Put("app:1", src))(t)
@@ -296,7 +279,7 @@ func TestPullResumesAfterFailure(t *testing.T) {
 	if _, err := s.db.GarbageCollect(s.ctx); err != nil {
 		t.Fatal(err)
 	}
-	c.stop()
+	cutting.Store(false)
 	before := len(r.Requests("GET", layer(t, src, 0).String()))
 	must(s.Pull(t.Context(), ref, Auth{}))(t)
 	if got := r.Requests("GET", layer(t, src, 0).String())[before:]; len(got) != 1 || !resumed(got) {
@@ -395,6 +378,8 @@ func TestWatchWaitsOnlyForTheRegistry(t *testing.T) {
 	w.timeout = time.Hour
 	w.add(1)
 	w.add(-1)
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.timer.Stop() {
 		t.Error("timer runs without an open request")
 	}

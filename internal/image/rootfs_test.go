@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -141,5 +142,25 @@ func TestLayerCannotEscape(t *testing.T) {
 		if got := entries(t, outside); !slices.Equal(got, []string{"marker"}) {
 			t.Errorf("%s: outside: %v", name, got)
 		}
+	}
+}
+
+// The image for `make run` works, also for a user of its own.
+func TestBusyboxRuns(t *testing.T) {
+	r := loopback.Start(t, loopback.Options{})
+	s := open(t, Options{})
+	config := loopback.Config()
+	img := must(s.Pull(t.Context(), must(r.Put("busybox:1", must(loopback.Busybox(config))(t)))(t), Auth{}))(t)
+	target := t.TempDir()
+	check(t, s.Mount(t.Context(), "c", img.ID, target))
+	defer func() { check(t, s.Unmount(t.Context(), "c", target)) }()
+	cmd := exec.Command("/bin/sh", "-c", "id -un && id -Gn && cat /etc/group | wc -l && touch /tmp/x ~/x && ls /root")
+	cmd.Dir = "/"
+	cmd.Env = append(config.Env, "HOME=/home/user")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: target, Credential: &syscall.Credential{Uid: 1000, Gid: 1000, Groups: []uint32{2000}}}
+	out, err := cmd.CombinedOutput()
+	want := "user\nuser extra\n4\nls: can't open '/root': Permission denied\n"
+	if string(out) != want || err == nil {
+		t.Errorf("output %q, %v", out, err)
 	}
 }

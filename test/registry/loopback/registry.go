@@ -129,8 +129,8 @@ func (r *Registry) Put(name string, c Content) (string, error) {
 		return "", fmt.Errorf("%s: %w", name, err)
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.manifests[name] = m
+	r.mu.Unlock()
 	return r.Host + "/" + name, nil
 }
 
