@@ -63,12 +63,7 @@ func (s *Store) fetchWatched(ctx context.Context, resolver remotes.Resolver, nam
 	if err != nil {
 		return nil, err
 	}
-	platform := platforms.Default()
-	if err := s.download(ctx, fetcher, platform, target); err != nil {
-		return nil, err
-	}
-
-	manifest, err := images.Manifest(ctx, s.content, target, platform)
+	manifest, err := s.download(ctx, fetcher, target)
 	if err != nil {
 		return nil, err
 	}
@@ -86,11 +81,12 @@ func (s *Store) fetchWatched(ctx context.Context, resolver remotes.Resolver, nam
 	return f, nil
 }
 
-// download fetches the blobs that target leads to on this platform, and unpacks
-// the layers among them as they arrive.
-func (s *Store) download(ctx context.Context, fetcher remotes.Fetcher, platform platforms.MatchComparer, target ocispec.Descriptor) error {
+// download fetches the blobs that target leads to on this platform, unpacks the
+// layers among them as they arrive, and returns the manifest that it chose.
+func (s *Store) download(ctx context.Context, fetcher remotes.Fetcher, target ocispec.Descriptor) (*ocispec.Manifest, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	platform := platforms.Default()
 	unpacker, err := unpack.NewUnpacker(ctx, s.content,
 		unpack.WithUnpackPlatform(unpack.Platform{
 			Platform:                platform,
@@ -103,22 +99,26 @@ func (s *Store) download(ctx context.Context, fetcher remotes.Fetcher, platform 
 			ApplyOpts: []diff.ApplyOpt{diff.WithSyncFs(true)},
 		}),
 		unpack.WithDuplicationSuppressor(&s.locks),
+		// Fetches also the blobs of layers that are unpacked already, and
+		// above all leaves no fetch running behind when it fails.
+		unpack.WithFetchAllContent(),
 		// Of this pull alone: a layer waits for its download with the limit
 		// taken, and a slow registry must not hold up other pulls.
 		unpack.WithUnpackLimiter(semaphore.NewWeighted(int64(s.options.Unpacks))),
 	)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	manifest := new(ocispec.Manifest)
 	children := images.SetChildrenLabels(s.content, onePlatform(images.ChildrenHandler(s.content), platform))
-	handler := unpacker.Unpack(images.Handlers(s.fetchBlob(fetcher), images.HandlerFunc(s.check), children))
+	handler := unpacker.Unpack(images.Handlers(s.fetchBlob(fetcher), s.check(manifest), children))
 	if err := images.Dispatch(ctx, handler, nil, target); err != nil {
 		cancel()
 		_, _ = unpacker.Wait() // ends because of the same error
-		return err
+		return nil, err
 	}
 	_, err = unpacker.Wait()
-	return err
+	return manifest, err
 }
 
 // layerApplier unpacks every layer straight into its directory. The applier
@@ -156,34 +156,48 @@ func (s *Store) fetchBlob(fetcher remotes.Fetcher) images.HandlerFunc {
 }
 
 // check refuses, before any layer is fetched, what cannot become a root file
-// system on this machine.
-func (s *Store) check(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-	switch {
-	case images.IsManifestType(desc.MediaType):
-		m, err := readJSON[ocispec.Manifest](ctx, s.content, desc)
-		if err != nil {
-			return nil, err
-		}
-		if !images.IsConfigType(m.Config.MediaType) {
-			kind := m.ArtifactType
-			if kind == "" {
-				kind = m.Config.MediaType
+// system on this machine. It stores the manifest, of which there is only one:
+// see onePlatform.
+func (s *Store) check(manifest *ocispec.Manifest) images.HandlerFunc {
+	return func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		switch {
+		case images.IsManifestType(desc.MediaType):
+			m, err := readJSON[ocispec.Manifest](ctx, s.content, desc)
+			if err != nil {
+				return nil, err
 			}
-			return nil, fmt.Errorf("an artifact of type %q, which has no root file system: %w", kind, errdefs.ErrInvalidArgument)
+			*manifest = *m
+			return nil, checkManifest(m)
+		case images.IsConfigType(desc.MediaType):
+			spec, err := readJSON[ocispec.Image](ctx, s.content, desc)
+			if err != nil {
+				return nil, err
+			}
+			return nil, checkSpec(spec)
 		}
-	case images.IsConfigType(desc.MediaType):
-		spec, err := readJSON[ocispec.Image](ctx, s.content, desc)
-		if err != nil {
-			return nil, err
-		}
-		if spec.OS != "linux" || spec.Architecture != runtime.GOARCH {
-			return nil, notForPlatform(platforms.Format(spec.Platform))
-		}
-		if len(spec.RootFS.DiffIDs) == 0 {
-			return nil, fmt.Errorf("no layers, so no root file system: %w", errdefs.ErrInvalidArgument)
-		}
+		return nil, nil
 	}
-	return nil, nil
+}
+
+func checkManifest(m *ocispec.Manifest) error {
+	if images.IsConfigType(m.Config.MediaType) {
+		return nil
+	}
+	kind := m.ArtifactType
+	if kind == "" {
+		kind = m.Config.MediaType
+	}
+	return fmt.Errorf("an artifact of type %q, which has no root file system: %w", kind, errdefs.ErrInvalidArgument)
+}
+
+func checkSpec(spec *ocispec.Image) error {
+	if spec.OS != "linux" || spec.Architecture != runtime.GOARCH {
+		return notForPlatform(platforms.Format(spec.Platform))
+	}
+	if len(spec.RootFS.DiffIDs) == 0 {
+		return fmt.Errorf("no layers, so no root file system: %w", errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 // onePlatform narrows the children of an index to the manifest that suits

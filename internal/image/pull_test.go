@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -15,6 +16,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/runscd/runscd/test/registry/loopback"
 )
 
@@ -120,11 +123,16 @@ func TestPullForms(t *testing.T) {
 	zstd := must(loopback.Layer(true, loopback.File("z", 0o644, []byte("zstd"))))(t)
 	here := must(loopback.Image(loopback.Config(), zstd, gz))(t)
 	other := must(loopback.ImageFor(v1.Platform{OS: "linux", Architecture: "s390x"}, loopback.Config(), gz))(t)
-	empty := must(loopback.Image(loopback.Config()))(t)
+	layerless := must(loopback.Image(loopback.Config()))(t)
 
 	for name, c := range map[string]loopback.Content{
 		"app:zstd":  here,
 		"app:index": must(loopback.Index(other, here))(t),
+		// Images that do not say what they are for are the last choice.
+		"app:unsaid": mutate.AppendManifests(empty.Index,
+			mutate.IndexAddendum{Add: noise(t, 10, 9)},
+			mutate.IndexAddendum{Add: here, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: runtime.GOARCH}}}),
+		"app:only": mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: here}),
 	} {
 		img := must(s.Pull(t.Context(), must(r.Put(name, c))(t), Auth{}))(t)
 		if img.ID != must(here.ConfigName())(t).String() {
@@ -139,7 +147,7 @@ func TestPullForms(t *testing.T) {
 		"bad:index":    {must(loopback.Index(other))(t), errdefs.IsNotFound, "linux/s390x"},
 		"bad:platform": {other, errdefs.IsNotFound, "linux/s390x"},
 		"bad:artifact": {must(loopback.Artifact())(t), errdefs.IsInvalidArgument, "application/vnd.example"},
-		"bad:empty":    {empty, errdefs.IsInvalidArgument, "no layers"},
+		"bad:empty":    {layerless, errdefs.IsInvalidArgument, "no layers"},
 	} {
 		_, err := s.Pull(t.Context(), must(r.Put(name, c.content))(t), Auth{})
 		if err == nil || !c.kind(err) || !strings.Contains(err.Error(), c.words) {
@@ -362,6 +370,7 @@ func TestProgressTimeout(t *testing.T) {
 		t.Errorf("stalled pull: %v", err)
 	}
 	stalling.Store(false)
+	s.options.ProgressTimeout = 0 // this test may be slow, the registry is not
 	must(s.Pull(t.Context(), ref, Auth{}))(t)
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"unicode"
 
 	"github.com/containerd/containerd/v2/core/remotes"
@@ -36,20 +37,21 @@ func (s *Store) resolver(ctx context.Context, name reference.Named, auth Auth, w
 	if s.options.CertsDir != "" {
 		options.HostDir = config.HostDirFromRoot(s.options.CertsDir)
 	}
-	hosts := config.ConfigureHosts(ctx, options)
+	// Once for resolving and fetching, which so share connections and tokens.
+	hosts := sync.OnceValues(func() ([]docker.RegistryHost, error) {
+		hosts, err := config.ConfigureHosts(ctx, options)(registry)
+		if err != nil {
+			return nil, fmt.Errorf("configuration of registry %s: %w", registry, err)
+		}
+		if auth.RegistryToken != "" && auth.isFor(registry) {
+			for i := range hosts {
+				hosts[i].Authorizer = &tokenAuthorizer{registry: registry, token: auth.RegistryToken, next: hosts[i].Authorizer}
+			}
+		}
+		return hosts, nil
+	})
 	resolver := docker.NewResolver(docker.ResolverOptions{
-		Hosts: func(domain string) ([]docker.RegistryHost, error) {
-			hs, err := hosts(domain)
-			if err != nil {
-				return nil, fmt.Errorf("configuration of registry %s: %w", domain, err)
-			}
-			if auth.RegistryToken != "" && auth.isFor(registry) {
-				for i := range hs {
-					hs[i].Authorizer = &tokenAuthorizer{registry: registry, token: auth.RegistryToken, next: hs[i].Authorizer}
-				}
-			}
-			return hs, nil
-		},
+		Hosts: func(string) ([]docker.RegistryHost, error) { return hosts() },
 	})
 	if r, ok := resolver.(remotes.ResolverWithOptions); ok {
 		r.SetOptions(transfer.WithDownloadLimiter(semaphore.NewWeighted(int64(s.options.Downloads))))

@@ -52,6 +52,9 @@ func TestAuth(t *testing.T) {
 			switch {
 			case c.refused == nil:
 				check(t, err)
+				if n := len(r.Requests("POST", "/token")); n > 1 {
+					t.Errorf("%d tokens fetched", n)
+				}
 			case err == nil || !c.refused(err) || !strings.Contains(err.Error(), c.words):
 				t.Errorf("pull: %v", err)
 			case strings.Contains(err.Error(), c.auth.Password) && c.auth.Password != "":

@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -22,10 +23,16 @@ func onDisk(t *testing.T, s *Store) int64 {
 	var sum int64
 	for _, dir := range []string{"content/blobs", "snapshots/snapshots"} {
 		err := filepath.WalkDir(filepath.Join(s.Root(), dir), func(_ string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // just being collected
+			}
 			if err != nil || d.IsDir() {
 				return err
 			}
 			fi, err := d.Info()
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
 			if err == nil {
 				sum += fi.Sys().(*syscall.Stat_t).Blocks * 512
 			}
