@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 
+	resolverref "github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -23,6 +24,10 @@ func parseName(ref string) (reference.Named, error) {
 		return nil, fmt.Errorf("image reference %q: an image ID names no registry: %w", ref, errdefs.ErrInvalidArgument)
 	}
 	name, err := reference.ParseDockerRef(ref)
+	if err == nil {
+		// The resolver reads it again, and is stricter about hosts ("[0]:0").
+		_, err = resolverref.Parse(name.String())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("image reference %q: %w: %w", ref, err, errdefs.ErrInvalidArgument)
 	}

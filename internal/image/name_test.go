@@ -33,7 +33,7 @@ func TestParseName(t *testing.T) {
 	}
 	for _, in := range []string{
 		"", " ", ":", "/", "@", "a b", "UPPER", "reg.example/UPPER", "app:", "app@sha256:123", "http://reg.example/app",
-		"reg.example/../app", "app:-", "sha256:" + hex, hex, "-", "\x00", "app:" + strings.Repeat("x", 129),
+		"reg.example/../app", "[0]:0/0", "app:-", "sha256:" + hex, hex, "-", "\x00", "app:" + strings.Repeat("x", 129),
 	} {
 		_, err := parseName(in)
 		if !errdefs.IsInvalidArgument(err) {

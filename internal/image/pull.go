@@ -110,8 +110,6 @@ func (s *Store) forget(key flightKey, f *flight) {
 	}
 }
 
-// pull runs alone for its name, whatever the credentials: the lease is of the
-// name.
 func (s *Store) pull(ctx context.Context, name reference.Named, auth Auth) (*Image, error) {
 	img, err := s.pullAlone(ctx, name, auth)
 	if err != nil {
@@ -120,6 +118,8 @@ func (s *Store) pull(ctx context.Context, name reference.Named, auth Auth) (*Ima
 	return img, nil
 }
 
+// pullAlone waits for pulls of the same name with other credentials: the lease
+// is of the name. It asks the registry all the same, which may refuse.
 func (s *Store) pullAlone(ctx context.Context, name reference.Named, auth Auth) (*Image, error) {
 	key := "pull://" + name.String()
 	if err := s.locks.Lock(ctx, key); err != nil {

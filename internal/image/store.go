@@ -10,7 +10,8 @@
 //   - Nothing that a record, a container's root file system or a pull that may
 //     still be resumed needs is collected; everything else is, at Open and
 //     soon after the last thing that needed it is gone.
-//   - Credentials reach the registry they were given for and no other host.
+//   - Credentials reach the registry they were given for and the token server
+//     that it names, and no other host.
 //   - A blob is fetched once, whatever number of pulls wants it, and what a
 //     failed or killed pull had fetched is not fetched again.
 //

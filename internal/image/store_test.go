@@ -28,8 +28,11 @@ func TestMain(m *testing.M) {
 	quiet.SetOutput(io.Discard)
 	DemoteLibraryLogs(quiet)
 	// A temporary mount of the libraries would outlive a kill: there are none.
-	nowhere := filepath.Join(os.TempDir(), "image-test-no-temporary-mounts")
-	if err := errors.Join(mount.SetTempMountLocation(nowhere), os.Remove(nowhere)); err != nil {
+	nowhere, err := os.MkdirTemp("", "image-test")
+	if err == nil {
+		err = errors.Join(mount.SetTempMountLocation(nowhere), os.Remove(nowhere))
+	}
+	if err != nil {
 		panic(err)
 	}
 	if root := os.Getenv(envKilledRoot); root != "" {

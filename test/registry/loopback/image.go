@@ -32,11 +32,12 @@ type Entry struct {
 	Content []byte
 }
 
-// Dir, File and Link make entries owned by root.
+// Dir is a directory of root's.
 func Dir(name string, mode int64) Entry {
 	return Entry{Header: tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: mode}}
 }
 
+// File is a regular file of root's.
 func File(name string, mode int64, content []byte) Entry {
 	return Entry{
 		Header:  tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode, Size: int64(len(content))},
@@ -44,6 +45,7 @@ func File(name string, mode int64, content []byte) Entry {
 	}
 }
 
+// Link is a symbolic link.
 func Link(name, target string) Entry {
 	return Entry{Header: tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777}}
 }

@@ -225,7 +225,7 @@ func (r *Registry) Corrupt(blob v1.Hash, wrong bool) {
 	r.corrupt[blob.String()] = wrong
 }
 
-// Requests are all requests so far whose path contains part.
+// Requests are the requests so far with a method and a path that contains part.
 func (r *Registry) Requests(method, part string) []Request {
 	r.mu.Lock()
 	defer r.mu.Unlock()
