@@ -81,7 +81,9 @@ func (s *Store) join(key flightKey, name reference.Named) (*flight, error) {
 		s.flights[key] = f
 		s.wg.Go(func() {
 			f.image, f.err = s.pull(ctx, name, key.auth)
+			s.mu.Lock()
 			s.forget(key, f)
+			s.mu.Unlock()
 			close(f.done)
 		})
 	}
@@ -92,19 +94,17 @@ func (s *Store) join(key flightKey, name reference.Named) (*flight, error) {
 // leave takes a caller from a flight, and ends it after the last one.
 func (s *Store) leave(key flightKey, f *flight) {
 	s.mu.Lock()
-	f.callers--
-	last := f.callers == 0
-	s.mu.Unlock()
-	if last {
+	defer s.mu.Unlock()
+	if f.callers--; f.callers == 0 {
 		s.forget(key, f)
 		f.cancel()
 	}
 }
 
 // forget lets the next caller start a new flight.
+//
+// +checklocks:s.mu
 func (s *Store) forget(key flightKey, f *flight) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.flights[key] == f {
 		delete(s.flights, key)
 	}
