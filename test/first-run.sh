@@ -75,7 +75,7 @@ until [ -S "$dir/state/runscd.sock" ]; do
 done
 
 script='cat /proc/version; dmesg; until [ -e /dev/shm/seen ]; do sleep 1; done'
-seen='echo "exec: $(id), on $(hostname)"; touch /dev/shm/seen; exit 7'
+seen='echo "exec: $(id), on $(hostname)"; touch /dev/shm/seen; exit 3'
 if [ -n "${CMD:-}" ]; then
 	command=($CMD)
 	options=()
