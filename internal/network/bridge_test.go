@@ -115,6 +115,7 @@ func TestBridge(t *testing.T) {
 	if got := rules(t); !strings.Contains(got, "--to-destination "+ips[0]+":80") || !strings.Contains(got, "--to-destination ["+ips[1]+"]:80") {
 		t.Errorf("no rules for the host port:\n%s", got)
 	}
+	takeAddresses(t, pod.NetNS)
 	for range 2 {
 		if err := c.Del(t.Context(), pod); err != nil {
 			t.Fatal(err)
@@ -123,11 +124,20 @@ func TestBridge(t *testing.T) {
 	if got := leased(t, leases); len(got) != 0 {
 		t.Errorf("leases after Del = %v", got)
 	}
-	if got := rules(t); strings.Contains(got, ips[0]) || strings.Contains(got, ips[1]) {
+	if got := rules(t); strings.Contains(got, ips[0]) || strings.Contains(got, ips[1]) || strings.Contains(got, pod.ID) {
 		t.Errorf("rules after Del:\n%s", got)
 	}
 	if i, err := net.InterfaceByName("runscd0"); err != nil || i.Flags&net.FlagUp == 0 {
 		t.Errorf("the bridge: %v, %v", i, err)
+	}
+}
+
+// takeAddresses does to eth0 what runsc does when it starts a sandbox.
+func takeAddresses(t *testing.T, netns string) {
+	t.Helper()
+	out, err := exec.Command("nsenter", "--net="+netns, "ip", "address", "flush", "dev", "eth0").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
 }
 

@@ -165,6 +165,7 @@ func (c *CNI) release(ctx context.Context, a *libcni.NetworkAttachment) error {
 		Args:           a.CniArgs,
 		CapabilityArgs: a.CapabilityArgs,
 	}
+	c.returnAddresses(list, rt)
 	if err := c.lib.DelNetworkList(ctx, list, rt); err != nil {
 		return fmt.Errorf("network %s of %s: %w", a.Network, a.ContainerID, err)
 	}
@@ -229,14 +230,20 @@ func podIPs(result types.Result) ([]string, error) {
 		return nil, err
 	}
 	var ips []string
-	for _, ip := range r.IPs {
-		if i := ip.Interface; i != nil && *i >= 0 && *i < len(r.Interfaces) && r.Interfaces[*i].Sandbox == "" {
-			continue // of an interface on the node
-		}
+	for _, ip := range podAddresses(r) {
 		ips = append(ips, ip.Address.IP.String())
 	}
 	if len(ips) == 0 {
 		return nil, errors.New("no address for the pod in the plugins' result")
 	}
 	return ips, nil
+}
+
+// podAddresses returns the part of a result that is about the pod's own
+// interfaces.
+func podAddresses(r *types100.Result) []*types100.IPConfig {
+	return slices.DeleteFunc(slices.Clone(r.IPs), func(ip *types100.IPConfig) bool {
+		i := ip.Interface
+		return i != nil && *i >= 0 && *i < len(r.Interfaces) && r.Interfaces[*i].Sandbox == "" // of the node
+	})
 }
