@@ -38,7 +38,7 @@ func Container(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Spec, e
 	if err := checkContainer(cfg, o.Pod); err != nil {
 		return nil, err
 	}
-	process, err := process(cfg, o)
+	process, err := containerProcess(cfg, o)
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +46,7 @@ func Container(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Spec, e
 	if err != nil {
 		return nil, err
 	}
-	mounts, err := mounts(cfg, o)
+	mounts, err := containerMounts(cfg, o)
 	if err != nil {
 		return nil, err
 	}
@@ -108,17 +108,17 @@ func pidNamespace(o *runtime.NamespaceOption, id string) ([]specs.LinuxNamespace
 	return []specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: "/runscd/" + id}}, nil
 }
 
-func process(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Process, error) {
+func containerProcess(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Process, error) {
 	security := cfg.GetLinux().GetSecurityContext()
-	args, err := args(cfg, o.Image)
+	args, err := commandLine(cfg, o.Image)
 	if err != nil {
 		return nil, err
 	}
-	env, err := env(cfg, o)
+	env, err := environment(cfg, o)
 	if err != nil {
 		return nil, err
 	}
-	user, err := user(security, o.Image.User, o.Rootfs)
+	user, err := runAs(security, o.Image.User, o.Rootfs)
 	if err != nil {
 		return nil, err
 	}
@@ -145,9 +145,9 @@ func process(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Process, 
 	}, nil
 }
 
-// args merges the command of the configuration with the image's, as Kubernetes
+// commandLine merges the command of the configuration with the image's, as Kubernetes
 // does: a command replaces all of the image's, arguments replace its arguments.
-func args(cfg *runtime.ContainerConfig, image ocispec.ImageConfig) ([]string, error) {
+func commandLine(cfg *runtime.ContainerConfig, image ocispec.ImageConfig) ([]string, error) {
 	command, args := cfg.GetCommand(), cfg.GetArgs()
 	if len(command) == 0 {
 		command = image.Entrypoint
@@ -162,8 +162,8 @@ func args(cfg *runtime.ContainerConfig, image ocispec.ImageConfig) ([]string, er
 	return all, nil
 }
 
-// env returns the environment; what comes later replaces what was before.
-func env(cfg *runtime.ContainerConfig, o ContainerOptions) ([]string, error) {
+// environment returns the variables; a later one replaces one before.
+func environment(cfg *runtime.ContainerConfig, o ContainerOptions) ([]string, error) {
 	all := []string{defaultPath}
 	if cfg.GetTty() {
 		all = append(all, "TERM=xterm")
@@ -173,10 +173,11 @@ func env(cfg *runtime.ContainerConfig, o ContainerOptions) ([]string, error) {
 	}
 	all = append(all, o.Image.Env...)
 	for i, e := range cfg.GetEnvs() {
-		if k := e.GetKey(); k == "" || strings.ContainsAny(k, "=\x00") {
-			return nil, fmt.Errorf("envs[%d] key %q: %w", i, k, errdefs.ErrInvalidArgument)
+		key, value := e.GetKey(), string(e.GetValue())
+		if key == "" || strings.ContainsAny(key, "=\x00") || strings.Contains(value, "\x00") {
+			return nil, fmt.Errorf("envs[%d] %q: %w", i, key, errdefs.ErrInvalidArgument)
 		}
-		all = append(all, e.GetKey()+"="+string(e.GetValue()))
+		all = append(all, key+"="+value)
 	}
 	place := map[string]int{}
 	env := all[:0]

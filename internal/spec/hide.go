@@ -14,7 +14,8 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// sentryFiles are the files among what the sentry itself has in /proc and /sys.
+// sentryFiles are the files among what the sentry itself has in /proc; all else
+// there and in /sys is taken for a directory.
 var sentryFiles = map[string]bool{
 	"/proc/cgroups":        true,
 	"/proc/cmdline":        true,
@@ -33,20 +34,20 @@ var sentryFiles = map[string]bool{
 
 // sentryLacks are the paths that Kubernetes masks by default. The sentry, which
 // is the kernel of a container, has nothing there to be masked.
-var sentryLacks = map[string]bool{
-	"/proc/acpi":                    true,
-	"/proc/asound":                  true,
-	"/proc/interrupts":              true,
-	"/proc/kcore":                   true,
-	"/proc/keys":                    true,
-	"/proc/latency_stats":           true,
-	"/proc/sched_debug":             true,
-	"/proc/scsi":                    true,
-	"/proc/timer_list":              true,
-	"/proc/timer_stats":             true,
-	"/sys/devices/virtual/powercap": true,
-	"/sys/devices/virtual/thermal":  true,
-	"/sys/firmware":                 true, // empty
+var sentryLacks = []string{
+	"/proc/acpi",
+	"/proc/asound",
+	"/proc/interrupts",
+	"/proc/kcore",
+	"/proc/keys",
+	"/proc/latency_stats",
+	"/proc/sched_debug",
+	"/proc/scsi",
+	"/proc/timer_list",
+	"/proc/timer_stats",
+	"/sys/devices/system/cpu/cpu*/thermal_throttle",
+	"/sys/devices/virtual/powercap",
+	"/sys/firmware",
 }
 
 // hide adds mounts over the masked and read-only paths of a container, which
@@ -82,8 +83,10 @@ func hide(list []specs.Mount, security *runtime.LinuxContainerSecurityContext, r
 
 // mask returns the mount that makes a directory or a file empty.
 func mask(p, rootfs string, list []specs.Mount) (*specs.Mount, error) {
-	if sentryLacks[p] {
-		return nil, nil
+	for _, pattern := range sentryLacks {
+		if match, _ := path.Match(pattern, p); match {
+			return nil, nil
+		}
 	}
 	dir := !sentryFiles[p]
 	if !sentryOwns(p) {

@@ -15,9 +15,9 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// mounts returns all mounts of a container, parents first. A mount of the
-// configuration replaces one of ours at the same place.
-func mounts(cfg *runtime.ContainerConfig, o ContainerOptions) ([]specs.Mount, error) {
+// containerMounts returns all mounts of a container, parents first. A mount of
+// the configuration replaces one of ours at the same place.
+func containerMounts(cfg *runtime.ContainerConfig, o ContainerOptions) ([]specs.Mount, error) {
 	list := ownMounts(cfg.GetLinux().GetSecurityContext(), o)
 	for i, m := range cfg.GetMounts() {
 		mount, err := bind(m)

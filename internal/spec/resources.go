@@ -12,26 +12,26 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// maxResource leaves room for sums: an exbibyte, or as many microseconds.
+const maxResource = 1 << 60
+
 // CheckResources returns ErrInvalidArgument if a value has no meaning, and names
 // the field.
 func CheckResources(r *runtime.LinuxContainerResources) error {
 	for _, field := range []struct {
-		name       string
-		value, min int64
+		name            string
+		value, min, max int64
 	}{
-		{"cpu_period", r.GetCpuPeriod(), 0},
-		{"cpu_quota", r.GetCpuQuota(), -1},
-		{"cpu_shares", r.GetCpuShares(), 0},
-		{"memory_limit_in_bytes", r.GetMemoryLimitInBytes(), 0},
-		{"memory_swap_limit_in_bytes", r.GetMemorySwapLimitInBytes(), -1},
-		{"oom_score_adj", r.GetOomScoreAdj(), -1000},
+		{"cpu_period", r.GetCpuPeriod(), 0, 1e6}, // one second, the kernel's own bound
+		{"cpu_quota", r.GetCpuQuota(), -1, maxResource},
+		{"cpu_shares", r.GetCpuShares(), 0, maxResource},
+		{"memory_limit_in_bytes", r.GetMemoryLimitInBytes(), 0, maxResource},
+		{"memory_swap_limit_in_bytes", r.GetMemorySwapLimitInBytes(), -1, maxResource},
+		{"oom_score_adj", r.GetOomScoreAdj(), -1000, 1000},
 	} {
-		if field.value < field.min {
+		if field.value < field.min || field.value > field.max {
 			return fmt.Errorf("%s %d: %w", field.name, field.value, errdefs.ErrInvalidArgument)
 		}
-	}
-	if v := r.GetOomScoreAdj(); v > 1000 {
-		return fmt.Errorf("oom_score_adj %d: %w", v, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
@@ -47,20 +47,16 @@ func CheckResources(r *runtime.LinuxContainerResources) error {
 // Huge pages, unified values and cpusets are left to the parent as well. Not nil
 // even if empty: `runsc update` of a sandbox relies on it.
 func sandboxResources(cfg *runtime.LinuxPodSandboxConfig) (*specs.LinuxResources, error) {
-	sum := &runtime.LinuxContainerResources{}
-	for i, r := range []*runtime.LinuxContainerResources{cfg.GetResources(), cfg.GetOverhead()} {
-		if err := CheckResources(r); err != nil {
-			return nil, fmt.Errorf("%s: %w", []string{"resources", "overhead"}[i], err)
-		}
-		sum.CpuShares += r.GetCpuShares()
-		sum.CpuQuota += max(r.GetCpuQuota(), 0)
-		sum.CpuPeriod = max(sum.CpuPeriod, r.GetCpuPeriod())
-		sum.MemoryLimitInBytes += r.GetMemoryLimitInBytes()
+	pod, overhead := cfg.GetResources(), cfg.GetOverhead()
+	if err := CheckResources(pod); err != nil {
+		return nil, fmt.Errorf("resources: %w", err)
+	}
+	if err := CheckResources(overhead); err != nil {
+		return nil, fmt.Errorf("overhead: %w", err)
 	}
 	limits := &specs.LinuxResources{}
 	cpu := &specs.LinuxCPU{}
-	if sum.CpuShares > 0 {
-		shares := uint64(sum.CpuShares)
+	if shares := uint64(pod.GetCpuShares()) + uint64(overhead.GetCpuShares()); shares > 0 {
 		cpu.Shares = &shares
 		limits.CPU = cpu
 	}
@@ -68,13 +64,16 @@ func sandboxResources(cfg *runtime.LinuxPodSandboxConfig) (*specs.LinuxResources
 		return limits, nil
 	}
 	// An overhead alone is no limit of the pod.
-	if cfg.GetResources().GetCpuQuota() > 0 && sum.CpuPeriod > 0 {
-		period := uint64(sum.CpuPeriod)
-		cpu.Quota, cpu.Period = &sum.CpuQuota, &period
+	if quota, period := pod.GetCpuQuota(), uint64(pod.GetCpuPeriod()); quota > 0 && period > 0 {
+		if overhead.GetCpuPeriod() == pod.GetCpuPeriod() {
+			quota += max(overhead.GetCpuQuota(), 0)
+		}
+		cpu.Quota, cpu.Period = &quota, &period
 		limits.CPU = cpu
 	}
-	if cfg.GetResources().GetMemoryLimitInBytes() > 0 {
-		limits.Memory = &specs.LinuxMemory{Limit: &sum.MemoryLimitInBytes}
+	if memory := pod.GetMemoryLimitInBytes(); memory > 0 {
+		memory += overhead.GetMemoryLimitInBytes()
+		limits.Memory = &specs.LinuxMemory{Limit: &memory}
 	}
 	return limits, nil
 }

@@ -127,16 +127,14 @@ func podAnnotations(pod *runtime.PodSandboxConfig, kind, sandbox string) map[str
 
 // checkNamespaces refuses the host's namespaces that a sandbox cannot be in.
 func checkNamespaces(o *runtime.NamespaceOption) error {
-	for name, mode := range map[string]runtime.NamespaceMode{"pid": o.GetPid(), "ipc": o.GetIpc()} {
-		if mode == runtime.NamespaceMode_NODE {
-			return fmt.Errorf("host %s namespace: processes of a sandbox are not the host's: %w", name, errdefs.ErrInvalidArgument)
-		}
+	if o.GetPid() == runtime.NamespaceMode_NODE {
+		return fmt.Errorf("host pid namespace: processes of a sandbox are not the host's: %w", errdefs.ErrInvalidArgument)
+	}
+	if m := o.GetIpc(); m != runtime.NamespaceMode_POD {
+		return fmt.Errorf("ipc namespace mode %s: a sandbox has one, its own: %w", m, errdefs.ErrInvalidArgument)
 	}
 	if m := o.GetNetwork(); m != runtime.NamespaceMode_POD && m != runtime.NamespaceMode_NODE {
 		return fmt.Errorf("network namespace mode %s: %w", m, errdefs.ErrInvalidArgument)
-	}
-	if m := o.GetIpc(); m != runtime.NamespaceMode_POD {
-		return fmt.Errorf("ipc namespace mode %s: a sandbox has one: %w", m, errdefs.ErrInvalidArgument)
 	}
 	if u := o.GetUsernsOptions(); len(u.GetUids())+len(u.GetGids()) > 0 {
 		return fmt.Errorf("userns_options: user namespaces: %w", errdefs.ErrNotImplemented)

@@ -112,7 +112,7 @@ func TestSandboxRefuses(t *testing.T) {
 		field string
 	}{
 		{namespace(&runtime.NamespaceOption{Pid: runtime.NamespaceMode_NODE}), errdefs.ErrInvalidArgument, "host pid namespace"},
-		{namespace(&runtime.NamespaceOption{Ipc: runtime.NamespaceMode_NODE}), errdefs.ErrInvalidArgument, "host ipc namespace"},
+		{namespace(&runtime.NamespaceOption{Ipc: runtime.NamespaceMode_NODE}), errdefs.ErrInvalidArgument, "ipc namespace"},
 		{namespace(&runtime.NamespaceOption{Ipc: runtime.NamespaceMode_CONTAINER}), errdefs.ErrInvalidArgument, "ipc namespace"},
 		{namespace(&runtime.NamespaceOption{Network: runtime.NamespaceMode_CONTAINER}), errdefs.ErrInvalidArgument, "network namespace"},
 		{namespace(&runtime.NamespaceOption{UsernsOptions: &runtime.UserNamespace{Uids: []*runtime.IDMapping{{Length: 1}}}}), errdefs.ErrNotImplemented, "userns_options"},
@@ -282,7 +282,7 @@ func TestContainerRefuses(t *testing.T) {
 		{errdefs.ErrInvalidArgument, "command", func(c *runtime.ContainerConfig, _ *security, o *ContainerOptions) {
 			c.Args, o.Image = nil, ocispec.ImageConfig{}
 		}},
-		{errdefs.ErrInvalidArgument, "envs[0] key", func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) { c.Envs[0].Key = "A=B" }},
+		{errdefs.ErrInvalidArgument, "envs[0]", func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) { c.Envs[0].Key = "A=B" }},
 		{errdefs.ErrInvalidArgument, "privileged", func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) { s.Privileged = true }},
 		{errdefs.ErrInvalidArgument, "host pid namespace", func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
 			s.NamespaceOptions.Pid = runtime.NamespaceMode_NODE
@@ -345,7 +345,7 @@ func TestContainerRefuses(t *testing.T) {
 	}
 }
 
-func TestArgs(t *testing.T) {
+func TestCommandLine(t *testing.T) {
 	for _, test := range []struct{ command, args, entrypoint, cmd, want string }{
 		{"", "", "e", "c", "e c"},
 		{"", "a", "e", "c", "e a"},
@@ -356,7 +356,7 @@ func TestArgs(t *testing.T) {
 	} {
 		cfg := &runtime.ContainerConfig{Command: strings.Fields(test.command), Args: strings.Fields(test.args)}
 		image := ocispec.ImageConfig{Entrypoint: strings.Fields(test.entrypoint), Cmd: strings.Fields(test.cmd)}
-		got, err := args(cfg, image)
+		got, err := commandLine(cfg, image)
 		if err != nil || strings.Join(got, " ") != test.want {
 			t.Errorf("%+v: %q, %v", test, got, err)
 		}

@@ -22,10 +22,10 @@ import (
 // maxDatabase is how much is read of an image's user database, in bytes.
 const maxDatabase = 4 << 20
 
-// user returns whom a container runs as: what the configuration says, else what
+// runAs returns whom a container runs as: what the configuration says, else what
 // the image says, which is user[:group], by name or number. Names are looked up
 // in the rootfs.
-func user(security *runtime.LinuxContainerSecurityContext, image, rootfs string) (specs.User, error) {
+func runAs(security *runtime.LinuxContainerSecurityContext, image, rootfs string) (specs.User, error) {
 	who, group, err := whom(security, image)
 	if err != nil {
 		return specs.User{}, err

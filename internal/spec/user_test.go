@@ -74,7 +74,7 @@ func TestUser(t *testing.T) {
 		"strict":             {"web", &context{SupplementalGroups: []int64{5000}, SupplementalGroupsPolicy: runtime.SupplementalGroupsPolicy_Strict}, specs.User{UID: 101, GID: 102, AdditionalGids: []uint32{102, 5000}}, false},
 		"supplemental minus": {"", &context{SupplementalGroups: []int64{-1}}, specs.User{}, true},
 	} {
-		got, err := user(test.security, test.image, rootfs)
+		got, err := runAs(test.security, test.image, rootfs)
 		if test.refused != errors.Is(err, errdefs.ErrInvalidArgument) || !test.refused && err != nil {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -80,7 +80,8 @@ func (l *Log) Reopen(ctx context.Context) error {
 	return nil
 }
 
-// Close closes the file. Streams that still write end.
+// Close closes the file, after a write that goes on. Streams that write later
+// end.
 func (l *Log) Close() error {
 	f, ok := <-l.file
 	if !ok {

@@ -163,11 +163,12 @@ func (s *Stream) follow(ctx context.Context) error {
 
 // drain logs what is in the pipe now.
 func (s *Stream) drain(ctx context.Context) error {
-	left := 0
+	var left int
+	var unread error
 	if err := s.conn.Control(func(fd uintptr) {
-		left, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ)
-	}); err != nil {
-		return err
+		left, unread = unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+	}); err != nil || unread != nil {
+		return errors.Join(err, unread)
 	}
 	for left > 0 {
 		if err := s.conn.Control(func(fd uintptr) { s.take(fd) }); err != nil {
