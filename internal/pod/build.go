@@ -151,6 +151,9 @@ func (r *Registry) writeSandbox(id, netNS string, c *runtime.PodSandboxConfig) e
 	if err != nil {
 		return err
 	}
+	if s.Hostname, err = hostname(c); err != nil {
+		return err
+	}
 	return writeBundle(dir, s)
 }
 
