@@ -102,7 +102,7 @@ func (r *Registry) watchContainer(c *Container) {
 		facts.Reason = reasonOOMKilled
 	case exit.Status == 0:
 		facts.Reason = reasonCompleted
-	case !exit.Known:
+	case !exit.Known && !c.Pod.stopping.Load():
 		facts.Message = "the sandbox was gone before the container's exit status could be read"
 	}
 	r.end(c, facts)

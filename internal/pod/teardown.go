@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/runscd/runscd/internal/network"
@@ -63,8 +64,17 @@ func (r *Registry) stopPod(ctx context.Context, p *Pod) error {
 func (r *Registry) releasePod(ctx context.Context, p *Pod) error {
 	p.stopping.Store(true)
 	// The kernel ends everything in a sandbox with its process, so the
-	// containers need no signals of their own.
-	err := p.init.Delete(ctx)
+	// containers need no signals of their own, and nothing of the pod uses the
+	// network when it goes.
+	err := p.init.Kill(ctx, unix.SIGKILL, true)
+	var g errgroup.Group
+	g.Go(func() error { return p.init.Delete(ctx) })
+	if !hostNetwork(p.Config()) {
+		g.Go(func() error {
+			return errors.Join(r.Network.Del(ctx, r.networkPod(p)), network.RemoveNS(r.netNS(p.ID)))
+		})
+	}
+	err = errors.Join(err, g.Wait())
 	for _, c := range r.ContainersOf(p) {
 		if c.State() != proc.Running {
 			continue
@@ -75,10 +85,7 @@ func (r *Registry) releasePod(ctx context.Context, p *Pod) error {
 			err = errors.Join(err, fmt.Errorf("container %s has not ended: %w", c.ID, ctx.Err()))
 		}
 	}
-	if hostNetwork(p.Config()) {
-		return err
-	}
-	return errors.Join(err, r.Network.Del(ctx, r.networkPod(p)), network.RemoveNS(r.netNS(p.ID)))
+	return err
 }
 
 // RemovePod stops a pod and removes it with its containers. It may be repeated;

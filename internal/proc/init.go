@@ -39,6 +39,9 @@ type Exit struct {
 	Known bool
 }
 
+// undoTimeout bounds the removal of a container that was not started.
+const undoTimeout = 10 * time.Second
+
 // killed is the status of what ended with its sandbox.
 const killed = 128 + int(unix.SIGKILL)
 
@@ -161,7 +164,10 @@ func (p *Init) Start(ctx context.Context, stdio runsc.Stdio) error {
 		}
 	} else {
 		if err := p.Runtime.Run(ctx, p.ID, p.Bundle, stdio); err != nil {
-			return err
+			// runsc undoes what failed, but not what was cut off.
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+			defer cancel()
+			return errors.Join(err, p.Runtime.Delete(ctx, p.ID))
 		}
 		go p.watch()
 	}

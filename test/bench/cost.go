@@ -66,18 +66,32 @@ func (n *node) footprint(ctx context.Context, pods int, r *Report) error {
 	if err := sleep(ctx, 2*time.Second); err != nil { // what they do at first
 		return err
 	}
-	before := busy()
+	processes, err := n.processes()
+	if err != nil {
+		return err
+	}
+	cpu := func() (sum float64) {
+		for pid := range processes {
+			sum += spent(pid)
+		}
+		return sum
+	}
+	before := cpu()
 	const idle = 10 * time.Second
 	if err := sleep(ctx, idle); err != nil {
 		return err
 	}
-	r.IdleCPU = (busy() - before) / float64(idle/time.Millisecond) * 100
-	var err error
-	if r.Memory, err = n.memory(pods); err != nil {
-		return err
-	}
-	for _, k := range r.Memory {
-		r.PSS += k.PSS
+	r.IdleCPU = (cpu() - before) / idle.Seconds() * 100
+	r.Memory = map[string]Kind{}
+	for pid, kind := range processes {
+		m := memoryOf(pid)
+		if kind == "daemon" {
+			r.DaemonPSS = m.PSS
+			continue
+		}
+		k, share := r.Memory[kind], 1/float64(pods)
+		r.Memory[kind] = Kind{k.Processes + share, k.PSS + m.PSS*share, k.Private + m.Private*share}
+		r.PSS += m.PSS * share
 	}
 	small := memoryOf(n.daemon.Process.Pid)
 	for i := range pods {
@@ -98,46 +112,39 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// memory sums up the processes of the pods by kind, and the daemon's.
-func (n *node) memory(pods int) (map[string]Kind, error) {
-	kinds := map[string]Kind{}
+// processes are the daemon's and the pods' by pid, with their kinds.
+func (n *node) processes() (map[int]string, error) {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return nil, err
 	}
-	sandboxes := map[string]bool{}
+	kinds := map[int]string{n.daemon.Process.Pid: "daemon"}
 	for _, dir := range dirs {
 		cmdline, _ := os.ReadFile(dir + "/cmdline")
-		if strings.HasPrefix(string(cmdline), "runsc-sandbox") && strings.Contains(string(cmdline), n.dir) {
-			sandboxes[filepath.Base(dir)] = true
-		}
-	}
-	for _, dir := range dirs {
-		cmdline, _ := os.ReadFile(dir + "/cmdline")
-		pid, _ := strconv.Atoi(filepath.Base(dir))
-		kind := ""
-		switch {
-		case pid == n.daemon.Process.Pid:
-			kind = "daemon"
-		case sandboxes[filepath.Base(dir)]:
-			kind = "sandbox"
-		case sandboxes[parent(pid)], sandboxes[parent(atoi(parent(pid)))]:
-			kind = "sandbox stubs"
-		case strings.HasPrefix(string(cmdline), "runsc-gofer") && strings.Contains(string(cmdline), n.dir):
-			kind = "gofer"
-		default:
+		if !strings.Contains(string(cmdline), n.dir) {
 			continue
 		}
-		m, k := memoryOf(pid), kinds[kind]
-		kinds[kind] = Kind{k.Processes + 1/float64(pods), k.PSS + m.PSS/float64(pods), k.Private + m.Private/float64(pods)}
+		for _, kind := range []string{"sandbox", "gofer"} {
+			if strings.HasPrefix(string(cmdline), "runsc-"+kind) {
+				kinds[atoi(filepath.Base(dir))] = kind
+			}
+		}
+	}
+	// The stubs in which a sandbox runs its programs are its descendants.
+	for found := true; found; {
+		found = false
+		for _, dir := range dirs {
+			pid := atoi(filepath.Base(dir))
+			above := kinds[atoi(field(dir+"/status", "PPid:"))]
+			if kinds[pid] == "" && strings.HasPrefix(above, "sandbox") {
+				kinds[pid], found = "sandbox stub", true
+			}
+		}
 	}
 	return kinds, nil
 }
 
 func atoi(s string) int { n, _ := strconv.Atoi(s); return n }
-
-// parent is the pid of a process's parent.
-func parent(pid int) string { return field(fmt.Sprintf("/proc/%d/status", pid), "PPid:") }
 
 func memoryOf(pid int) Kind {
 	path := fmt.Sprintf("/proc/%d/smaps_rollup", pid)

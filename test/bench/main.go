@@ -82,7 +82,8 @@ func command(ctx context.Context, name string, args ...string) error {
 }
 
 // Report is what is printed. Times are milliseconds of the wall clock, CPU is
-// milliseconds of one core, memory is KiB.
+// milliseconds of one core that all of the machine spent, memory is KiB. So it
+// is true on a machine that does nothing else.
 type Report struct {
 	Pods       int             `json:"pods_per_series"`
 	Sequential Calls           `json:"runscd_sequential"`
@@ -95,6 +96,7 @@ type Report struct {
 	FloorExec  float64         `json:"bare_runsc_cpu_ms_per_exec"`
 	Memory     map[string]Kind `json:"per_pod_of_one_container"`
 	PSS        float64         `json:"pss_kib_per_pod"`
+	DaemonPSS  float64         `json:"daemon_pss_kib"`
 	Daemon     float64         `json:"daemon_private_kib_per_pod_of_two_containers"`
 	IdleCPU    float64         `json:"idle_cpu_percent_of_a_core"`
 	Log        LogReport       `json:"log"`
