@@ -1,0 +1,157 @@
+package fakerunsc
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// process is a process in a sandbox.
+type process struct {
+	sandbox    *sandbox
+	cid        string
+	pid, group int
+	args       []string
+	stdio      []*os.File
+	signals    chan int
+	done       chan struct{} // closed after status is set
+	status     uint32        // as wait(2) has it
+}
+
+// newProcess makes a process that leads a group, with files for its standard
+// streams.
+func (s *sandbox) newProcess(cid string, args []string, stdio []*os.File) *process {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lastPID++
+	p := &process{
+		sandbox: s, cid: cid, pid: s.lastPID, group: s.lastPID, args: args, stdio: stdio,
+		signals: make(chan int, 64), done: make(chan struct{}),
+	}
+	s.all[p] = true
+	return p
+}
+
+// executable tells why the command cannot be run.
+func executable(args []string) error {
+	if len(args) == 0 {
+		return fmt.Errorf("no command")
+	}
+	switch args[0] {
+	case "exit", "print", "eprint", "flood", "cat", "sleep", "ignore-term", "trap", "leave":
+		return nil
+	case "/secret":
+		return fmt.Errorf("failed to load %s: permission denied", args[0])
+	}
+	if strings.Contains(args[0], "/") {
+		return fmt.Errorf("failed to load %s: no such file or directory", args[0])
+	}
+	return fmt.Errorf("error finding executable %q in PATH [/bin]: no such file or directory", args[0])
+}
+
+func (p *process) signal(n int) {
+	select {
+	case p.signals <- n:
+	default: // 64 are waiting already
+	}
+}
+
+// run is the process.
+func (p *process) run() {
+	ended := make(chan uint32, 1)
+	go func() { ended <- p.command() }()
+	for status, over := uint32(0), false; !over; {
+		select {
+		case status = <-ended:
+			over = true
+		case sig := <-p.signals:
+			status, over = p.caught(sig)
+		}
+		if over {
+			p.status = status
+		}
+	}
+	for _, f := range p.stdio {
+		f.Close()
+	}
+	p.sandbox.mu.Lock()
+	delete(p.sandbox.all, p)
+	p.sandbox.mu.Unlock()
+	close(p.done)
+}
+
+// caught tells whether a signal ends the process, and how.
+func (p *process) caught(sig int) (status uint32, over bool) {
+	switch s := unix.Signal(sig); {
+	case s == unix.SIGKILL:
+		return uint32(sig), true
+	case s == unix.SIGCHLD || s == unix.SIGCONT || s == unix.SIGWINCH || p.args[0] == "ignore-term":
+		return 0, false
+	case p.args[0] == "trap":
+		fmt.Fprintf(p.stdio[1], "signal %d\n", sig)
+		return 0, true
+	}
+	return uint32(sig), true
+}
+
+// command does what the arguments say and returns the wait status.
+func (p *process) command() uint32 {
+	arg := ""
+	if len(p.args) > 1 {
+		arg = p.args[1]
+	}
+	number, _ := strconv.Atoi(arg)
+	switch p.args[0] {
+	case "exit":
+		return uint32(number) << 8
+	case "print":
+		fmt.Fprintln(p.stdio[1], arg)
+	case "eprint":
+		fmt.Fprintln(p.stdio[2], arg)
+	case "flood":
+		_, _ = io.CopyN(p.stdio[1], repeat{}, int64(number))
+	case "cat":
+		_, _ = io.Copy(p.stdio[1], p.stdio[0])
+	case "leave":
+		p.leave()
+	default:
+		select {} // until a signal
+	}
+	return 0
+}
+
+// leave starts a process of the same group that holds the output.
+func (p *process) leave() {
+	var files []*os.File
+	for _, f := range p.stdio {
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			continue
+		}
+		files = append(files, os.NewFile(uintptr(fd), f.Name()))
+	}
+	child := p.sandbox.newProcess(p.cid, []string{"sleep"}, files)
+	child.group = p.group
+	go child.run()
+}
+
+// repeat is an endless text of short lines.
+type repeat struct{}
+
+func (repeat) Read(b []byte) (int, error) {
+	return copy(b, bytes.Repeat([]byte("0123456789abcde\n"), len(b)/16+1)), nil
+}
+
+// exitCode is the shell's number for a wait status.
+func exitCode(status uint32) int {
+	w := unix.WaitStatus(status)
+	if w.Signaled() {
+		return 128 + int(w.Signal())
+	}
+	return w.ExitStatus()
+}

@@ -1,0 +1,329 @@
+package fakerunsc
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+)
+
+// manager begins the name of every method.
+const manager = "containerManager."
+
+// The sentry's numbers for states of a container and targets of a signal.
+const (
+	stateCreating = 1
+	stateRunning  = 2
+	stateStopped  = 3
+
+	toProcess = 0
+	toAll     = 1
+	toGroup   = 3
+)
+
+// key names a process: the first of a container has pid 0.
+type key struct {
+	cid string
+	pid int
+}
+
+// sandbox is a sandbox's process.
+type sandbox struct {
+	dir string // of the fake
+	id  string
+
+	mu      sync.Mutex
+	lastPID int
+	// started is nil for the first process of a container that is only created.
+	started map[key]*process
+	all     map[*process]bool // that run
+}
+
+func sandboxMain(args []string) int {
+	s := &sandbox{dir: args[0], id: args[1], started: map[key]*process{}, all: map[*process]bool{}}
+	s.started[key{s.id, 0}] = nil
+	l, err := net.FileListener(os.NewFile(3, "listener"))
+	if err != nil {
+		return failure
+	}
+	leash, err := os.Open(filepath.Join(s.dir, leashFile))
+	if err != nil {
+		return failure
+	}
+	go func() {
+		_, _ = io.Copy(io.Discard, leash)
+		os.Exit(failure)
+	}()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return failure
+		}
+		go s.serve(conn.(*net.UnixConn))
+	}
+}
+
+// serve answers the one call of a connection.
+func (s *sandbox) serve(conn *net.UnixConn) {
+	defer conn.Close()
+	r, files, err := receive(conn)
+	if err != nil {
+		return
+	}
+	method := strings.TrimPrefix(r.Method, manager)
+	_ = called(s.dir, "rpc."+method)
+	kind, text := fault(s.dir, "rpc."+method)
+	switch kind {
+	case Hang:
+		hang(s.dir, "rpc."+method)
+	case Cut:
+		fmt.Fprint(conn, `{"success":tr`)
+		return
+	case Garbage:
+		fmt.Fprint(conn, "<html>")
+		return
+	}
+	var result any
+	switch {
+	case kind == Unknown:
+		err = errors.New("unknown method")
+	case kind == "fail":
+		err = errors.New(text)
+	default:
+		result, err = s.do(method, r.Arg, files)
+	}
+	if err != nil {
+		for _, f := range files {
+			f.Close()
+		}
+	}
+	a := answer{Success: err == nil, Result: result}
+	if err != nil {
+		a.Err = err.Error()
+	}
+	if json.NewEncoder(conn).Encode(a) == nil {
+		_, _ = io.Copy(io.Discard, conn) // until the caller hangs up
+	}
+}
+
+// do makes one call.
+func (s *sandbox) do(method string, arg json.RawMessage, files []*os.File) (any, error) {
+	switch method {
+	case "Wait", "ContainerRuntimeState", "StartRoot", "CreateSubcontainer", "DestroySubcontainer":
+		var cid string
+		if err := json.Unmarshal(arg, &cid); err != nil {
+			return nil, err
+		}
+		return s.doContainer(method, cid)
+	case "StartSubcontainer":
+		var a startArgs
+		if err := json.Unmarshal(arg, &a); err != nil {
+			return nil, err
+		}
+		return nil, s.startSub(a, files)
+	case "ExecuteAsync":
+		var a execArgs
+		if err := json.Unmarshal(arg, &a); err != nil {
+			return nil, err
+		}
+		return s.exec(a, files)
+	case "WaitPID":
+		var a struct {
+			PID int
+			CID string
+		}
+		if err := json.Unmarshal(arg, &a); err != nil {
+			return nil, err
+		}
+		return s.waitPID(a.CID, a.PID)
+	case "Signal":
+		var a signalArgs
+		if err := json.Unmarshal(arg, &a); err != nil {
+			return nil, err
+		}
+		return nil, s.signal(a)
+	}
+	return nil, errors.New("unknown method")
+}
+
+// doContainer makes a call whose argument is a container.
+func (s *sandbox) doContainer(method, cid string) (any, error) {
+	switch method {
+	case "Wait":
+		p, err := s.first(cid)
+		if err != nil {
+			return nil, err
+		}
+		<-p.done
+		return p.status, nil
+	case "ContainerRuntimeState":
+		return s.state(cid), nil
+	case "StartRoot":
+		go s.root()
+		return nil, nil
+	case "CreateSubcontainer":
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.started[key{cid, 0}] = nil
+		return nil, nil
+	}
+	return nil, s.destroy(cid)
+}
+
+// first returns the first process of a container.
+func (s *sandbox) first(cid string) (*process, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, ok := s.started[key{cid, 0}]
+	if !ok {
+		return nil, fmt.Errorf("container %q not found", cid)
+	}
+	if p == nil {
+		return nil, fmt.Errorf("container %q not started", cid)
+	}
+	return p, nil
+}
+
+// state takes a container that was never heard of for one that has stopped, as
+// the sentry does.
+func (s *sandbox) state(cid string) int {
+	s.mu.Lock()
+	p, ok := s.started[key{cid, 0}]
+	s.mu.Unlock()
+	switch {
+	case !ok:
+		return stateStopped
+	case p == nil:
+		return stateCreating
+	}
+	select {
+	case <-p.done:
+		return stateStopped
+	default:
+		return stateRunning
+	}
+}
+
+// root is the first process of the sandbox, whose end is the sandbox's.
+func (s *sandbox) root() {
+	p := s.newProcess(s.id, []string{"sleep"}, nil)
+	s.mu.Lock()
+	s.started[key{s.id, 0}] = p
+	s.mu.Unlock()
+	p.run()
+	os.Exit(exitCode(p.status))
+}
+
+type startArgs struct {
+	CID  string
+	Args []string
+}
+
+func (s *sandbox) startSub(a startArgs, files []*os.File) error {
+	if err := executable(a.Args); err != nil {
+		return err
+	}
+	p := s.newProcess(a.CID, a.Args, files)
+	s.mu.Lock()
+	s.started[key{a.CID, 0}] = p
+	s.mu.Unlock()
+	go p.run()
+	return nil
+}
+
+type execArgs struct {
+	Argv        []string `json:"argv"`
+	ContainerID string
+}
+
+func (s *sandbox) exec(a execArgs, files []*os.File) (int, error) {
+	p, err := s.first(a.ContainerID)
+	if err != nil {
+		return 0, err
+	}
+	select {
+	case <-p.done:
+		return 0, fmt.Errorf("container %q has stopped", a.ContainerID)
+	default:
+	}
+	if err := executable(a.Argv); err != nil {
+		return 0, err
+	}
+	p = s.newProcess(a.ContainerID, a.Argv, files)
+	s.mu.Lock()
+	s.started[key{a.ContainerID, p.pid}] = p
+	s.mu.Unlock()
+	go p.run()
+	return p.pid, nil
+}
+
+func (s *sandbox) waitPID(cid string, pid int) (uint32, error) {
+	k := key{cid, pid}
+	s.mu.Lock()
+	p := s.started[k]
+	s.mu.Unlock()
+	if p == nil || pid == 0 {
+		return 0, fmt.Errorf("waiting for PID %d: no such process", pid)
+	}
+	<-p.done
+	s.mu.Lock()
+	delete(s.started, k)
+	s.mu.Unlock()
+	return p.status, nil
+}
+
+type signalArgs struct {
+	CID              string
+	Signo, PID, Mode int
+}
+
+func (s *sandbox) signal(a signalArgs) error {
+	first, err := s.first(a.CID)
+	if err != nil {
+		return fmt.Errorf("signaling process in container %q PID %d: %w", a.CID, a.PID, err)
+	}
+	pid := a.PID
+	if pid == 0 {
+		pid = first.pid
+	}
+	s.mu.Lock()
+	var targets []*process
+	for p := range s.all {
+		switch {
+		case p.cid != a.CID,
+			a.Mode == toProcess && p.pid != pid,
+			a.Mode == toGroup && p.group != pid:
+		default:
+			targets = append(targets, p)
+		}
+	}
+	s.mu.Unlock()
+	if len(targets) == 0 && a.Mode == toGroup {
+		return fmt.Errorf("signaling process group %d: no such process group with PGID %d", pid, pid)
+	}
+	if len(targets) == 0 && a.Mode == toProcess {
+		return fmt.Errorf("signaling process in container %q PID %d: no such process", a.CID, a.PID)
+	}
+	for _, p := range targets {
+		p.signal(a.Signo)
+	}
+	return nil
+}
+
+// destroy kills all of a container and forgets it.
+func (s *sandbox) destroy(cid string) error {
+	_ = s.signal(signalArgs{CID: cid, Signo: 9, Mode: toAll}) // it may have stopped
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k := range s.started {
+		if k.cid == cid {
+			delete(s.started, k)
+		}
+	}
+	return nil
+}
