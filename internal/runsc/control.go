@@ -168,8 +168,8 @@ func send(conn *net.UnixConn, call any, files []*os.File) error {
 	}
 	// Files go with the first byte; what of the data does not fit follows.
 	n, _, err := conn.WriteMsgUnix(data, oob, nil)
-	if err != nil {
-		return err
+	if err != nil || n == len(data) {
+		return err // not even an empty write: who has answered may have hung up
 	}
 	_, err = conn.Write(data[n:])
 	return err
