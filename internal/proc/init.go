@@ -2,7 +2,6 @@ package proc
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"syscall"
@@ -191,6 +190,8 @@ func (p *Init) watch() {
 			return
 		}
 		select {
+		case <-p.done: // deleted
+			return
 		case <-p.Sandbox.done:
 			p.exited(Exit{Status: killed, At: p.Sandbox.exit.At})
 			return
@@ -231,14 +232,12 @@ func (p *Init) Recover(ctx context.Context, host HostProcess) error {
 	default:
 	}
 	state, err := p.control.State(ctx, p.ID)
-	if err != nil && !errdefs.IsUnavailable(err) && !errors.Is(err, context.DeadlineExceeded) {
-		return err
-	}
-	// Without an answer the sandbox is dying or hangs; the watch copes with both.
 	if err == nil && (state == runsc.StateUnknown || state == runsc.StateCreated) {
 		p.life.Advance(Created)
-		return nil
+		// Half a start would be in the way of the next.
+		return p.Runtime.Delete(ctx, p.ID)
 	}
+	// Without an answer the sandbox is dying or hangs; the watch copes with both.
 	p.life.Advance(Running)
 	go p.watch()
 	return nil
@@ -341,9 +340,7 @@ func (p *Init) deleteContainer(ctx context.Context) error {
 		return nil // gone with its sandbox
 	default:
 	}
-	if p.State() <= Created {
-		return nil // runsc never heard of it, or has deleted it when its start failed
-	}
+	// Also what was not started: a start that was cut off may have left something.
 	return p.Runtime.Delete(ctx, p.ID)
 }
 

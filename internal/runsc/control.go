@@ -58,12 +58,16 @@ const (
 	ToGroup                         // the process group that the given process leads
 )
 
-// State returns the state of a container.
+// State returns the state of a container. It is StateUnknown for one that runsc
+// knows nothing of.
 func (c *Control) State(ctx context.Context, id string) (State, error) {
 	var s State
 	err := c.call(ctx, "ContainerRuntimeState", &id, nil, &s)
 	if errdefs.IsNotImplemented(err) {
 		return c.runtime.cliState(ctx, id)
+	}
+	if s == StateStopped && !c.runtime.exists(id) {
+		s = StateUnknown // the sentry takes it for one that it has forgotten
 	}
 	return s, err
 }

@@ -48,6 +48,7 @@ func TestStatesOfAContainer(t *testing.T) {
 		}
 	}
 	check(id("b"), StateStopped)
+	check(id("c"), StateUnknown)
 }
 
 func TestSignalsReachTheContainer(t *testing.T) {

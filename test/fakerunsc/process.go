@@ -76,12 +76,12 @@ func (p *process) run() {
 			p.status = status
 		}
 	}
-	for _, f := range p.stdio {
-		f.Close()
-	}
 	p.sandbox.mu.Lock()
 	delete(p.sandbox.all, p)
 	p.sandbox.mu.Unlock()
+	for _, f := range p.stdio {
+		f.Close()
+	}
 	close(p.done)
 }
 
