@@ -80,7 +80,9 @@ type facts[T any] struct {
 	records *store.Records[T]
 
 	save sync.Mutex // orders the saves; held over the write, as nothing else is
-	mu   sync.Mutex
+	// +checklocks:save
+	forgotten bool
+	mu        sync.Mutex
 	// +checklocks:mu
 	now T
 }
@@ -100,6 +102,17 @@ func (f *facts[T]) update(change func(*T)) error {
 	f.mu.Unlock()
 	f.save.Lock()
 	defer f.save.Unlock()
+	if f.forgotten {
+		return nil
+	}
 	now := f.Facts()
 	return f.records.Save(f.id, &now)
+}
+
+// forget deletes the record. Facts that change later are not saved any more.
+func (f *facts[T]) forget() error {
+	f.save.Lock()
+	defer f.save.Unlock()
+	f.forgotten = true
+	return f.records.Delete(f.id)
 }

@@ -140,7 +140,7 @@ func (r *Registry) forgetPod(p *Pod) error {
 	if err := os.RemoveAll(r.podDir(p.ID)); err != nil {
 		return err
 	}
-	if err := r.podRecords.Delete(p.ID); err != nil {
+	if err := p.forget(); err != nil {
 		return err
 	}
 	r.processes.Remove(p.ID)
@@ -216,7 +216,7 @@ func (r *Registry) forgetContainer(ctx context.Context, c *Container) error {
 	if err := os.RemoveAll(r.containerDir(c.ID)); err != nil {
 		return err
 	}
-	if err := r.containerRecords.Delete(c.ID); err != nil {
+	if err := c.forget(); err != nil {
 		return err
 	}
 	r.processes.Remove(c.ID)
