@@ -50,7 +50,9 @@ func (n *names) create(ctx context.Context, name string, request proto.Message, 
 	select {
 	case <-f.done:
 	case <-ctx.Done():
-		return "", fmt.Errorf("creation of %q goes on: %w", name, ctx.Err())
+	}
+	if err := ctx.Err(); err != nil { // also when both are true: nobody takes the result
+		return "", fmt.Errorf("creation of %q: the client has gone: %w", name, err)
 	}
 	n.mu.Lock()
 	f.taken = true
