@@ -45,7 +45,11 @@ func (r *Registry) checkHandler(ctx context.Context, h *Handler) (version string
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return version, err
 	}
-	defer func() { err = errors.Join(err, h.Runtime.Delete(ctx, id), h.Runtime.Forget(id), os.RemoveAll(dir)) }()
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTimeout)
+		defer cancel()
+		err = errors.Join(err, h.Runtime.Delete(ctx, id), h.Runtime.Forget(id), os.RemoveAll(dir))
+	}()
 	if err := r.writeSandbox(id, "", &runtime.PodSandboxConfig{Hostname: "check"}); err != nil {
 		return version, err
 	}
