@@ -232,7 +232,9 @@ func (r *Registry) buildContainer(ctx context.Context, p *Pod, config *runtime.C
 	if err := c.update(func(f *containerRecord) { f.CreatedAt, f.User = time.Now(), user }); err != nil {
 		return "", err
 	}
-	r.addContainer(c)
+	if !r.addContainerTo(p, c) {
+		return "", fmt.Errorf("pod sandbox %s: stopped meanwhile: %w", p.ID, errdefs.ErrFailedPrecondition)
+	}
 	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_CREATED_EVENT, Pod: p, Container: c})
 	return c.ID, nil
 }

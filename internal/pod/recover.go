@@ -38,6 +38,8 @@ func Open(ctx context.Context, o Options) (*Registry, error) {
 		containerNames: newNames(),
 		events:         newEvents(),
 		boot:           strings.TrimSpace(string(boot)),
+		signalTimeout:  signalTimeout,
+		killTimeout:    killTimeout,
 		pods:           map[string]*Pod{},
 		containers:     map[string]*Container{},
 	}
@@ -85,6 +87,9 @@ func (r *Registry) recover(ctx context.Context) error {
 			badRecord(r.podRecords, id, p.Err, newer)
 			for c := range byPod[id] {
 				newer[c] = newer[id]
+			}
+			if !newer[id] {
+				delete(pods, id)
 			}
 			continue
 		}
@@ -192,17 +197,18 @@ func (r *Registry) recoverContainer(ctx context.Context, c *Container) error {
 		close(c.ended)
 		return nil
 	}
-	err := c.init.Recover(ctx, proc.HostProcess{})
-	if err != nil || c.init.State() == proc.Created && state == proc.Created {
-		return err
+	if state == proc.Created && c.Pod.init.State() >= proc.Stopped {
+		return nil // if it ever ran, its sandbox took that with it
 	}
+	err := c.init.Recover(ctx, proc.HostProcess{})
 	if c.init.State() == proc.Created {
-		// It was started when the daemon died, and never ran.
-		r.end(c, containerRecord{
-			FinishedAt: time.Now(), ExitCode: startErrorCode, Reason: reasonStartError,
-			Message: "the sandbox does not know the container",
-		})
-		return nil
+		if state == proc.Running { // by the record
+			r.end(c, containerRecord{
+				FinishedAt: time.Now(), ExitCode: startErrorCode, Reason: reasonStartError,
+				Message: "the sandbox does not know the container",
+			})
+		}
+		return err
 	}
 	c.output, err = r.openOutput(c, c.Facts().LogPath)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -69,6 +70,8 @@ type Registry struct {
 	events           *events
 	logs             stdio.Logs
 	boot             string
+	signalTimeout    time.Duration
+	killTimeout      time.Duration
 
 	mu sync.RWMutex
 	// +checklocks:mu
@@ -184,6 +187,18 @@ func (r *Registry) addContainer(c *Container) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.containers[c.ID] = c
+}
+
+// addContainerTo adds a container unless its pod has stopped: whoever removes
+// the pod has counted its containers then.
+func (r *Registry) addContainerTo(p *Pod, c *Container) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p.State() != proc.Running {
+		return false
+	}
+	r.containers[c.ID] = c
+	return true
 }
 
 // idLength is the length of every id. It is fixed because runsc takes the

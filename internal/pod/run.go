@@ -67,13 +67,13 @@ func (r *Registry) start(ctx context.Context, c *Container) error {
 	err = c.init.Start(ctx, runsc.Stdio{In: stdin, Out: files[0], Err: files[1]})
 	started := time.Now()
 	if err != nil {
-		return errors.Join(err, closeAll(files))
+		return errors.Join(err, closeAll(files), r.undoStart(ctx, c))
 	}
 	// Not opened before: what runsc itself says of a failure is not the
 	// container's output.
 	c.output, err = r.openOutput(c, c.Facts().LogPath)
 	if err := errors.Join(err, closeAll(files)); err != nil {
-		return errors.Join(err, c.init.Delete(ctx))
+		return errors.Join(err, r.undoStart(ctx, c))
 	}
 	if err := c.update(func(f *containerRecord) { f.StartedAt = started }); err != nil {
 		// It runs, and recovery would find that out from the sandbox.
@@ -82,6 +82,13 @@ func (r *Registry) start(ctx context.Context, c *Container) error {
 	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STARTED_EVENT, Pod: c.Pod, Container: c})
 	go r.watchContainer(c)
 	return nil
+}
+
+// undoStart ends what a failed start may have left running.
+func (r *Registry) undoStart(ctx context.Context, c *Container) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTimeout)
+	defer cancel()
+	return c.init.Delete(ctx)
 }
 
 // watchContainer waits for a started container's exit and writes it down. What
@@ -192,7 +199,7 @@ func (r *Registry) kill(ctx context.Context, c *Container) error {
 		logrus.WithField("container", c.ID).WithError(err).Warn("kill signal")
 	}
 	for last := false; ; last = true {
-		overdue := time.NewTimer(killTimeout)
+		overdue := time.NewTimer(r.killTimeout)
 		defer overdue.Stop()
 		select {
 		case <-c.ended:
@@ -212,7 +219,7 @@ func (r *Registry) kill(ctx context.Context, c *Container) error {
 }
 
 func (r *Registry) signal(ctx context.Context, c *Container, sig syscall.Signal, all bool) error {
-	ctx, cancel := context.WithTimeout(ctx, signalTimeout)
+	ctx, cancel := context.WithTimeout(ctx, r.signalTimeout)
 	defer cancel()
 	return c.init.Kill(ctx, sig, all)
 }

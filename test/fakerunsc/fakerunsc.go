@@ -175,6 +175,23 @@ func (f *Fake) Holder() int {
 	}
 }
 
+// Sandboxes returns the command lines of the fake's sandboxes that run.
+func (f *Fake) Sandboxes() []string {
+	f.t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	var found []string
+	for _, file := range files {
+		line, _ := os.ReadFile(file) // it may have ended
+		if text := strings.ReplaceAll(string(line), "\x00", " "); strings.HasPrefix(text, nameSandbox+" "+f.dir+" ") {
+			found = append(found, text)
+		}
+	}
+	return found
+}
+
 // Await waits until a call that begins so was made; see Calls.
 func (f *Fake) Await(prefix string) {
 	f.t.Helper()
