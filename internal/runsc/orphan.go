@@ -31,7 +31,7 @@ func (r *Runtime) Reclaim(ctx context.Context, id, bundle string) error {
 			break
 		}
 		for _, pid := range found {
-			if err := kill(ctx, pid); err != nil {
+			if err := endProcess(ctx, pid); err != nil {
 				return fmt.Errorf("process %d of sandbox %s: %w", pid, id, err)
 			}
 		}
@@ -65,8 +65,8 @@ func (r *Runtime) processesOf(id string) ([]int, error) {
 	return found, nil
 }
 
-// kill ends a process and returns when it is dead.
-func kill(ctx context.Context, pid int) error {
+// endProcess kills a process and returns when it is dead.
+func endProcess(ctx context.Context, pid int) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
