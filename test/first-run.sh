@@ -15,18 +15,19 @@ daemon='' client=''
 finish() {
 	status=$?
 	trap '' INT TERM
+	set +e # each step is tried
 	# The client removes its pod, also when it is told to end.
 	if [ -n "$client" ]; then
-		kill -TERM "$client" 2>/dev/null || true
-		wait "$client" || true
+		kill -TERM "$client" 2>/dev/null
+		wait "$client"
 	fi
-	if [ "$status" != 0 ] && [ -s "$dir/log" ]; then
-		echo "-- the daemon's last words" >&2
-		tail -n 20 "$dir/log" >&2
-	fi
+	case $status in
+	0 | 130 | 143) ;;
+	*) grep -v level=info "$dir/log" >&2 ;;
+	esac
 	for pid in $daemon ${registry_PID:-}; do
-		kill -TERM "$pid" 2>/dev/null || true
-		wait "$pid" || true
+		kill -TERM "$pid" 2>/dev/null
+		wait "$pid"
 	done
 	# runsc leaves one mount for all sandboxes to share.
 	grep -o " $dir/[^ ]*" /proc/self/mounts | sort -r | xargs -r umount
@@ -74,7 +75,7 @@ until [ -S "$dir/state/runscd.sock" ]; do
 	sleep 0.1
 done
 
-script='cat /proc/version; dmesg; until [ -e /dev/shm/seen ]; do sleep 1; done'
+script='cat /proc/version; dmesg | head -n 1; until [ -e /dev/shm/seen ]; do sleep 1; done'
 seen='echo "exec: $(id), on $(hostname)"; touch /dev/shm/seen; exit 3'
 if [ -n "${CMD:-}" ]; then
 	command=($CMD)
@@ -83,11 +84,11 @@ else
 	command=(sh -c "$script")
 	options=(--exec "$seen")
 fi
-echo "-- a pod of $IMAGE runs: ${command[*]}"
+echo "-- a pod of $IMAGE"
 bin/runscd run --config "$dir/runscd.toml" "${options[@]}" "$IMAGE" "${command[@]}" &
 client=$!
 status=0
 wait "$client" || status=$?
 client=''
-echo "-- it ended with exit code $status"
+echo "-- exit code $status"
 exit "$status"
