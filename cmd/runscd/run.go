@@ -87,7 +87,8 @@ func (r *runner) run(ctx context.Context, image string, command []string) (err e
 	if err != nil {
 		return err
 	}
-	sandbox, err := r.pods.RunPodSandbox(ctx, &runtime.RunPodSandboxRequest{Config: r.pod, RuntimeHandler: r.handler})
+	// Not given up on ^C: the daemon would go on, with nobody to remove the pod.
+	sandbox, err := r.pods.RunPodSandbox(context.WithoutCancel(ctx), &runtime.RunPodSandboxRequest{Config: r.pod, RuntimeHandler: r.handler})
 	if err != nil {
 		return err
 	}

@@ -22,7 +22,8 @@ const checkTimeout = 30 * time.Second
 // speak? A handler that does not pass refuses pods with the reason.
 func (r *Registry) Check(ctx context.Context) {
 	for name, h := range r.Handlers {
-		ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+		// Not cut off by SIGTERM: it is soon over, and half a sandbox is hard to undo.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
 		version, err := r.checkHandler(ctx, h)
 		cancel()
 		log := logrus.WithFields(logrus.Fields{"handler": name, "runsc": h.Runtime.Path(), "version": version})
