@@ -23,7 +23,7 @@ finish() {
 	fi
 	case $status in
 	0 | 130 | 143) ;;
-	*) grep -v level=info "$dir/log" >&2 ;;
+	*) grep -sv level=info "$dir/log" >&2 ;;
 	esac
 	for pid in $daemon ${registry_PID:-}; do
 		kill -TERM "$pid" 2>/dev/null
@@ -31,7 +31,7 @@ finish() {
 	done
 	# runsc leaves one mount for all sandboxes to share.
 	grep -o " $dir/[^ ]*" /proc/self/mounts | sort -r | xargs -r umount
-	ip link delete "$bridge" 2>/dev/null || true
+	ip link delete "$bridge" 2>/dev/null
 	[ "$forwarding" = 1 ] || echo 0 >/proc/sys/net/ipv4/ip_forward
 	rm -rf --one-file-system "$dir"
 	exit "$status"
