@@ -23,7 +23,7 @@ var floors = [][]string{
 	{"internal/runsc", "internal/stdio", "internal/monitor", "internal/store", "internal/config", "internal/pause"},
 	{"internal/proc", "internal/spec", "internal/image", "internal/network"},
 	{"internal/pod"},
-	{"internal/cri", "internal/stream"},
+	{"internal/cri"},
 	{"cmd/runscd"},
 }
 
@@ -35,7 +35,7 @@ var reserved = []struct {
 	{[]string{"os/exec"}, []string{"internal/runsc", "internal/monitor", "internal/network", "internal/config", "cmd/runscd"}},
 	{
 		[]string{"google.golang.org/grpc/codes", "google.golang.org/grpc/status", "github.com/containerd/errdefs/pkg/errgrpc"},
-		[]string{"internal/cri", "internal/stream", "cmd/runscd"},
+		[]string{"internal/cri", "cmd/runscd"},
 	},
 }
 
