@@ -26,6 +26,7 @@ import (
 	"github.com/runscd/runscd/internal/network"
 	"github.com/runscd/runscd/internal/pod"
 	"github.com/runscd/runscd/internal/runsc"
+	"github.com/runscd/runscd/internal/spec"
 	"github.com/runscd/runscd/internal/store"
 )
 
@@ -78,33 +79,49 @@ func serve(ctx context.Context, c *config.Config) error {
 		return fmt.Errorf("image store: %w", err)
 	}
 	defer images.Close()
-	handlers, err := handlersOf(c)
+	pods, err := openPods(ctx, c, images, reaper)
 	if err != nil {
 		return err
 	}
-	systemd := c.Cgroup.DriverInUse() == "systemd"
-	pods, err := pod.Open(ctx, pod.Options{
-		Root: c.Root, State: c.State, Handlers: handlers, Default: c.Runtime.Default,
-		SystemdCgroup: systemd, Images: images, Network: networkOf(c), Monitor: reaper,
-	})
-	if err != nil {
-		return fmt.Errorf("recovery: %w", err)
-	}
 	pods.Check(ctx)
 
-	info, err := statusInfo(c, handlers)
+	info, err := statusInfo(c, pods.Handlers)
 	if err != nil {
 		return err
 	}
 	server := grpc.NewServer(cri.ServerOptions()...)
 	runtime.RegisterRuntimeServiceServer(server, cri.NewRuntimeServer(pods, cri.Options{
-		Version: version, SystemdCgroup: systemd, Info: info,
+		Version: version, SystemdCgroup: pods.SystemdCgroup, Info: info,
 	}))
 	runtime.RegisterImageServiceServer(server, cri.NewImageServer(images, func(handler string) error {
 		_, err := pods.Handler(handler)
 		return err
 	}))
 	return listen(ctx, server, c)
+}
+
+// openPods recovers the pods and containers.
+func openPods(ctx context.Context, c *config.Config, images *image.Store, reaper *monitor.Monitor) (*pod.Registry, error) {
+	handlers, err := handlersOf(c)
+	if err != nil {
+		return nil, err
+	}
+	lowest, err := spec.MinOOMScoreAdj()
+	if err != nil {
+		return nil, err
+	}
+	if lowest > -1000 {
+		logrus.WithField("lowest", lowest).Warn("oom_score_adj cannot be lowered without CAP_SYS_RESOURCE; pods get no less")
+	}
+	pods, err := pod.Open(ctx, pod.Options{
+		Root: c.Root, State: c.State, Handlers: handlers, Default: c.Runtime.Default,
+		SystemdCgroup: c.Cgroup.DriverInUse() == "systemd", MinOOMScoreAdj: lowest,
+		Images: images, Network: networkOf(c), Monitor: reaper,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("recovery: %w", err)
+	}
+	return pods, nil
 }
 
 // handlersOf makes the runtime handlers.

@@ -129,15 +129,11 @@ func (r *Registry) prepareContainer(ctx context.Context, c *Container, img *imag
 	if !hostNetwork(c.Pod.Config()) {
 		netNS = r.netNS(c.Pod.ID)
 	}
-	oom, err := spec.MinOOMScoreAdj()
-	if err != nil {
-		return nil, err
-	}
 	dir := r.podDir(c.Pod.ID)
 	s, err := spec.Container(c.Config(), spec.ContainerOptions{
 		ID: c.ID, SandboxID: c.Pod.ID, Pod: c.Pod.Config(), Image: img.Spec.Config, Rootfs: rootfs, NetNS: netNS,
 		Shm: filepath.Join(dir, "shm"), Hostname: filepath.Join(dir, "hostname"),
-		Hosts: filepath.Join(dir, "hosts"), ResolvConf: filepath.Join(dir, "resolv.conf"), MinOOMScoreAdj: oom,
+		Hosts: filepath.Join(dir, "hosts"), ResolvConf: filepath.Join(dir, "resolv.conf"), MinOOMScoreAdj: r.MinOOMScoreAdj,
 	})
 	if err != nil {
 		return nil, err

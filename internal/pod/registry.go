@@ -53,9 +53,12 @@ type Options struct {
 	Handlers      map[string]*Handler
 	Default       string // the handler for "", a key of Handlers
 	SystemdCgroup bool   // cgroup parents are systemd slices
-	Images        Images
-	Network       Network
-	Monitor       proc.ProcessMonitor
+	// MinOOMScoreAdj is the lowest oom_score_adj that may be given; a lower one
+	// that is asked for becomes this.
+	MinOOMScoreAdj int
+	Images         Images
+	Network        Network
+	Monitor        proc.ProcessMonitor
 }
 
 // Registry holds the pods and containers of the node. Its methods are what the
