@@ -104,6 +104,9 @@ func stopSignal(own runtime.Signal, images string) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("stop signal %q: %w: %w", name, err, errdefs.ErrInvalidArgument)
 	}
+	if s < 1 || s > 64 { // the image may say any number
+		return 0, fmt.Errorf("stop signal %q: not from 1 to 64: %w", name, errdefs.ErrInvalidArgument)
+	}
 	return int(s), nil
 }
 
