@@ -213,8 +213,9 @@ func TestAClientThatGivesUpDoesNotEndTheContainer(t *testing.T) {
 }
 
 func TestAHungSandboxIsKilled(t *testing.T) {
+	t.Parallel() // it waits
 	n := newNode(t)
-	n.signalTimeout, n.killTimeout = 10*time.Millisecond, 10*time.Millisecond
+	n.signalTimeout, n.killTimeout = 10*time.Millisecond, time.Second
 	id := n.runPod("p")
 	c := n.start(id, "c", "sleep")
 	n.Fault("rpc.Signal", fakerunsc.Hang)
