@@ -64,6 +64,11 @@ func (r *Runtime) Path() string { return r.path }
 // Version returns what the binary calls its version.
 func (r *Runtime) Version(ctx context.Context) (string, error) {
 	out, err := r.command(ctx, "--version").Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		said, _, _ := strings.Cut(string(exit.Stderr), "\n") // a flag that it does not know, perhaps
+		return "", fmt.Errorf("version of %s: %w: %s", r.path, err, said)
+	}
 	if err != nil {
 		return "", fmt.Errorf("version of %s: %w", r.path, err)
 	}
