@@ -31,8 +31,12 @@ const (
 // RunPod makes and starts a pod's sandbox and returns its id. After an error
 // nothing is left of it.
 func (r *Registry) RunPod(ctx context.Context, req *runtime.RunPodSandboxRequest) (string, error) {
-	if _, err := r.Handler(req.RuntimeHandler); err != nil {
+	h, err := r.Handler(req.RuntimeHandler)
+	if err != nil {
 		return "", err
+	}
+	if h.unusable != nil {
+		return "", h.unusable
 	}
 	name := podName(req.Config.Metadata)
 	return r.podNames.create(ctx, name, req, func(ctx context.Context) (string, error) {

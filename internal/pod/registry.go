@@ -83,8 +83,8 @@ type Registry struct {
 	containers map[string]*Container
 }
 
-// Handler returns the handler of a name, "" being the default. The error is
-// ErrNotFound, or why the handler is not usable here.
+// Handler returns the handler of a name, "" being the default. It may be one
+// that is not usable here. The error is ErrNotFound.
 func (r *Registry) Handler(name string) (*Handler, error) {
 	if name == "" {
 		name = r.Default
@@ -92,9 +92,6 @@ func (r *Registry) Handler(name string) (*Handler, error) {
 	h, ok := r.Handlers[name]
 	if !ok {
 		return nil, fmt.Errorf("runtime_handler %q: not configured: %w", name, errdefs.ErrNotFound)
-	}
-	if h.unusable != nil {
-		return nil, h.unusable
 	}
 	return h, nil
 }
