@@ -2,6 +2,8 @@ package cri
 
 import (
 	"fmt"
+	"path/filepath"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -37,6 +39,9 @@ func validatePod(c *runtime.PodSandboxConfig) error {
 		if err := required(f.field, f.value); err != nil {
 			return err
 		}
+	}
+	if dir := c.LogDirectory; dir != "" && (!filepath.IsAbs(dir) || filepath.Clean(dir) != strings.TrimRight(dir, "/")) {
+		return invalid("config.log_directory", "%q: not an absolute path without \"..\"", dir)
 	}
 	sc := c.GetLinux().GetSecurityContext()
 	if sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil {

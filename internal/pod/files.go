@@ -77,12 +77,10 @@ func resolvConf(c *runtime.DNSConfig) (string, error) {
 // logPath is where a container's log goes, "" for nowhere. It lies in the
 // pod's log directory.
 func logPath(dir, path string) (string, error) {
-	switch {
-	case path == "" || dir == "":
+	if path == "" || dir == "" {
 		return "", nil
-	case !filepath.IsAbs(dir) || filepath.Clean(dir) != strings.TrimRight(dir, "/"):
-		return "", fmt.Errorf("log_directory %q: not an absolute path without \"..\": %w", dir, errdefs.ErrInvalidArgument)
-	case !filepath.IsLocal(path):
+	}
+	if !filepath.IsLocal(path) {
 		return "", fmt.Errorf("log_path %q: outside the log directory: %w", path, errdefs.ErrInvalidArgument)
 	}
 	return filepath.Join(dir, path), nil
@@ -93,8 +91,12 @@ func logPath(dir, path string) (string, error) {
 func stopSignal(own runtime.Signal, images string) (int, error) {
 	name := images
 	if own != runtime.Signal_SIGNAL_RUNTIME_DEFAULT {
-		// SIGNAL_SIGRTMINPLUS3 is the enum's word for SIGRTMIN+3.
+		// SIGNAL_SIGRTMINPLUS3 is the enum's word for SIGRTMIN+3. What the enum
+		// has no word for must not be taken for the signal's number.
 		name = strings.TrimPrefix(own.String(), "SIGNAL_")
+		if _, known := runtime.Signal_name[int32(own)]; !known {
+			return 0, fmt.Errorf("stop_signal %d: unknown: %w", own, errdefs.ErrInvalidArgument)
+		}
 		name = strings.NewReplacer("PLUS", "+", "MINUS", "-").Replace(name)
 	}
 	if name == "" {
