@@ -152,6 +152,7 @@ func nanos(t time.Time) int64 {
 }
 
 // ExecSync runs a command in a container and returns its output and exit code.
+// Output that does not fit into a message is dropped, of stderr first.
 func (s *RuntimeServer) ExecSync(ctx context.Context, req *runtime.ExecSyncRequest) (*runtime.ExecSyncResponse, error) {
 	if err := required("container_id", req.ContainerId); err != nil {
 		return nil, err
@@ -166,7 +167,11 @@ func (s *RuntimeServer) ExecSync(ctx context.Context, req *runtime.ExecSyncReque
 	if err != nil {
 		return nil, err
 	}
-	return &runtime.ExecSyncResponse{Stdout: r.Stdout, Stderr: r.Stderr, ExitCode: int32(r.ExitCode)}, nil
+	// Both go in one message, and the rest of it is small.
+	const room = maxMessage - 1<<10
+	stdout := r.Stdout[:min(len(r.Stdout), room)]
+	stderr := r.Stderr[:min(len(r.Stderr), room-len(stdout))]
+	return &runtime.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: int32(r.ExitCode)}, nil
 }
 
 // ReopenContainerLog goes on in a new log file after a rotation.

@@ -16,10 +16,13 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// maxMessage is the kubelet's limit for a message in bytes, by
+// k8s.io/cri-client/pkg.
+const maxMessage = 16 << 20
+
 // ServerOptions are those of a gRPC server for the CRI: the interceptors and
-// the kubelet's own limit for messages.
+// the limit for messages.
 func ServerOptions() []grpc.ServerOption {
-	const maxMessage = 16 << 20 // k8s.io/cri-client/pkg
 	return []grpc.ServerOption{
 		grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(stream),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
