@@ -272,13 +272,13 @@ func TestCheckOfAHandler(t *testing.T) {
 			n := newNode(t)
 			tt.prepare(n)
 			n.Check(t.Context())
-			_, err := n.Handler("")
+			err := n.Ready()
 			switch {
-			case tt.want == "" && (err != nil || n.Ready() != nil || n.Handlers["runsc"].Version != "fake"):
+			case tt.want == "" && (err != nil || n.Handlers["runsc"].Version != "fake"):
 				t.Errorf("error %v, version %q", err, n.Handlers["runsc"].Version)
 			case tt.want != "":
 				n.is(err, isAny, tt.want)
-				n.is(n.Ready(), isAny, `runtime handler "runsc" with `+n.Path)
+				n.is(err, isAny, `runtime handler "runsc" with `+n.Path)
 			}
 			n.nothing()
 		})

@@ -19,8 +19,6 @@ func TestLogPath(t *testing.T) {
 		{"/var/log/pods/p", "../0.log", "error"},
 		{"/var/log/pods/p", "a/../../0.log", "error"},
 		{"/var/log/pods/p", "/0.log", "error"},
-		{"var/log", "0.log", "error"},
-		{"/var/log/../pods", "0.log", "error"},
 	} {
 		got, err := logPath(tt.dir, tt.path)
 		if tt.want == "error" {
