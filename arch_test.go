@@ -50,8 +50,7 @@ const (
 // large are types with more methods than maxMethods, and how many they have: to
 // be split, and not to grow until then.
 var large = map[string]int{
-	"internal/image.Store":  37,
-	"internal/pod.Registry": 59,
+	"internal/image.Store": 37,
 }
 
 // vague are names that say nothing about what is in a package or file.

@@ -100,7 +100,7 @@ func (s *RuntimeServer) ContainerStatus(_ context.Context, req *runtime.Containe
 	}
 	resp := &runtime.ContainerStatusResponse{Status: containerStatus(c)}
 	if req.Verbose {
-		resp.Info, err = info(s.pods.DescribeContainer(c))
+		resp.Info, err = info(c.Describe())
 	}
 	return resp, err
 }

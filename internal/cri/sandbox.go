@@ -51,7 +51,7 @@ func (s *RuntimeServer) PodSandboxStatus(_ context.Context, req *runtime.PodSand
 		resp.ContainersStatuses = append(resp.ContainersStatuses, containerStatus(c))
 	}
 	if req.Verbose {
-		resp.Info, err = info(s.pods.Describe(p))
+		resp.Info, err = info(p.Describe())
 	}
 	return resp, err
 }

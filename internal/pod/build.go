@@ -61,7 +61,7 @@ func (r *Registry) buildPod(ctx context.Context, req *runtime.RunPodSandboxReque
 	})
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, r.discardPod(ctx, p))
+			err = errors.Join(err, p.discard(ctx))
 		}
 	}()
 	if err := p.update(func(*podRecord) {}); err != nil {
@@ -76,7 +76,7 @@ func (r *Registry) buildPod(ctx context.Context, req *runtime.RunPodSandboxReque
 	var g errgroup.Group // neither is cut off when the other fails: a whole thing is easier undone than half of one
 	g.Go(func() (err error) {
 		if !hostNetwork(req.Config) {
-			ips, err = r.Network.Add(ctx, r.networkPod(p))
+			ips, err = r.Network.Add(ctx, p.network())
 		}
 		return err
 	})
@@ -99,7 +99,7 @@ func (r *Registry) buildPod(ctx context.Context, req *runtime.RunPodSandboxReque
 		return "", err
 	}
 	r.addPod(p)
-	go r.watchPod(p)
+	go p.watch()
 	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_CREATED_EVENT, Pod: p})
 	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STARTED_EVENT, Pod: p})
 	return p.ID, nil
@@ -109,6 +109,7 @@ func (r *Registry) buildPod(ctx context.Context, req *runtime.RunPodSandboxReque
 func (r *Registry) newPod(id string, rec podRecord) *Pod {
 	return &Pod{
 		ID:    id,
+		home:  r,
 		facts: facts[podRecord]{id: id, records: r.podRecords, now: rec},
 		init: r.processes.New(proc.CreateConfig{
 			ID: id, Bundle: r.podDir(id), Runtime: r.runtime(rec.Handler), HostNetwork: hostNetwork(rec.Config.M),
@@ -220,7 +221,7 @@ func (r *Registry) buildContainer(ctx context.Context, p *Pod, config *runtime.C
 	c := r.newContainer(newID(), p, rec)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, r.discardContainer(ctx, c))
+			err = errors.Join(err, c.discard(ctx))
 		}
 	}()
 	if err := c.update(func(*containerRecord) {}); err != nil {

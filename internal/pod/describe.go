@@ -21,20 +21,20 @@ type Description struct {
 }
 
 // Describe describes a pod.
-func (r *Registry) Describe(p *Pod) Description {
-	d := r.describe(p, p.init)
+func (p *Pod) Describe() Description {
+	d := describe(p, p.init)
 	if !hostNetwork(p.Config()) {
-		d.NetNS = r.netNS(p.ID)
+		d.NetNS = p.home.netNS(p.ID)
 	}
 	return d
 }
 
-// DescribeContainer describes a container.
-func (r *Registry) DescribeContainer(c *Container) Description {
-	return r.describe(c.Pod, c.init)
+// Describe describes a container.
+func (c *Container) Describe() Description {
+	return describe(c.Pod, c.init)
 }
 
-func (r *Registry) describe(p *Pod, init *proc.Init) Description {
+func describe(p *Pod, init *proc.Init) Description {
 	f := p.Facts()
 	d := Description{
 		State: init.State().String(), Bundle: init.Bundle, Runsc: init.Runtime.Path(),

@@ -37,7 +37,7 @@ func (r *Registry) ExecSync(ctx context.Context, id string, command []string, ti
 	if s := c.State(); s != proc.Running {
 		return nil, fmt.Errorf("container %s: %s, not running: %w", c.ID, s, errdefs.ErrFailedPrecondition)
 	}
-	process, err := r.execProcess(c, command)
+	process, err := c.execProcess(command)
 	if err != nil {
 		return nil, err
 	}
@@ -83,8 +83,8 @@ func execSync(ctx context.Context, init *proc.Init, process *specs.Process) (res
 }
 
 // execProcess is the container's own process with another command.
-func (r *Registry) execProcess(c *Container, command []string) (*specs.Process, error) {
-	s, err := readBundle(r.containerDir(c.ID))
+func (c *Container) execProcess(command []string) (*specs.Process, error) {
+	s, err := readBundle(c.init.Bundle)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", c.ID, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -204,13 +205,8 @@ func (n *node) leftovers() []string {
 	add("process", n.Sandboxes()...)
 	add("mount", n.images.keys()...)
 	add("attached", n.network.ids()...)
-	for kind, names := range map[string]*names{"pod name": n.podNames, "container name": n.containerNames} {
-		names.mu.Lock()
-		for name := range names.taken {
-			add(kind, name)
-		}
-		names.mu.Unlock()
-	}
+	add("pod name", taken(n.podNames)...)
+	add("container name", taken(n.containerNames)...)
 	for _, p := range n.Pods() {
 		add("pod", p.ID)
 	}
@@ -342,3 +338,10 @@ func (f *fakeNetwork) ids() (ids []string) {
 }
 
 var errFault = errors.New("no such luck")
+
+// taken are the names that are reserved.
+func taken(n *names) []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Collect(maps.Keys(n.taken))
+}

@@ -34,14 +34,14 @@ func createFIFOs(dir string) ([]*os.File, error) {
 }
 
 // openOutput starts to copy the container's FIFOs to a log, "" for none.
-func (r *Registry) openOutput(c *Container, path string) (*output, error) {
-	log, err := r.logs.Open(path)
+func (c *Container) openOutput(path string) (*output, error) {
+	log, err := c.Pod.home.logs.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	o := &output{log: log}
 	for _, name := range outputs {
-		f, err := stdio.Open(filepath.Join(r.containerDir(c.ID), name))
+		f, err := stdio.Open(filepath.Join(c.Pod.home.containerDir(c.ID), name))
 		if err != nil {
 			return nil, errors.Join(err, o.close())
 		}

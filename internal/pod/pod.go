@@ -17,7 +17,8 @@ import (
 
 // Pod is a pod sandbox.
 type Pod struct {
-	ID string
+	ID   string
+	home *Registry
 	facts[podRecord]
 	init *proc.Init // the root container; stands for the sandbox
 	// release is a token for whoever tears the pod down.
@@ -47,11 +48,11 @@ func hostNetwork(c *runtime.PodSandboxConfig) bool {
 	return c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == runtime.NamespaceMode_NODE
 }
 
-// networkPod is the pod as the network knows it.
-func (r *Registry) networkPod(p *Pod) network.Pod {
+// network is the pod as the network knows it.
+func (p *Pod) network() network.Pod {
 	c := p.Config()
 	n := network.Pod{
-		ID: p.ID, NetNS: r.netNS(p.ID),
+		ID: p.ID, NetNS: p.home.netNS(p.ID),
 		Namespace: c.Metadata.Namespace, Name: c.Metadata.Name, UID: c.Metadata.Uid,
 	}
 	for _, m := range c.PortMappings {

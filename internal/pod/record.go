@@ -109,8 +109,8 @@ func (f *facts[T]) update(change func(*T)) error {
 	return f.records.Save(f.id, &now)
 }
 
-// forget deletes the record. Facts that change later are not saved any more.
-func (f *facts[T]) forget() error {
+// erase deletes the record. Facts that change later are not saved any more.
+func (f *facts[T]) erase() error {
 	f.save.Lock()
 	defer f.save.Unlock()
 	f.forgotten = true

@@ -33,6 +33,8 @@ func Open(ctx context.Context, o Options) (*Registry, error) {
 	}
 	r := &Registry{
 		Options:        o,
+		index:          index{pods: map[string]*Pod{}, containers: map[string]*Container{}},
+		layout:         layout(o.State),
 		processes:      proc.NewRegistry(o.Monitor),
 		podNames:       newNames(),
 		containerNames: newNames(),
@@ -40,8 +42,6 @@ func Open(ctx context.Context, o Options) (*Registry, error) {
 		boot:           strings.TrimSpace(string(boot)),
 		signalTimeout:  signalTimeout,
 		killTimeout:    killTimeout,
-		pods:           map[string]*Pod{},
-		containers:     map[string]*Container{},
 	}
 	for _, dir := range []string{"pods", "containers", "netns", "runsc"} {
 		if err := os.MkdirAll(filepath.Join(o.State, dir), 0o711); err != nil {
@@ -135,40 +135,40 @@ func badRecord[T any](records *store.Records[T], id string, err error, newer map
 func (r *Registry) recoverPod(ctx context.Context, p *Pod, containers map[string]containerRecord) {
 	log := logrus.WithField("pod", p.ID)
 	if p.State() == proc.Creating {
-		if err := r.discardPod(ctx, p); err != nil {
+		if err := p.discard(ctx); err != nil {
 			log.WithError(err).Error("pod that was not finished")
 		}
 		return
 	}
-	r.recoverSandbox(ctx, p)
+	p.recover(ctx)
 	r.addPod(p)
 	r.podNames.keep(podName(p.Config().Metadata), p.ID, &runtime.RunPodSandboxRequest{
 		Config: p.Config(), RuntimeHandler: p.Facts().Requested,
 	})
 	for id, rec := range containers {
 		c := r.newContainer(id, p, rec)
-		if err := r.recoverContainer(ctx, c); err != nil {
+		if err := c.recover(ctx); err != nil {
 			log.WithField("container", id).WithError(err).Error("container not recovered")
 		}
 	}
 	f := p.Facts()
 	if !f.StoppedAt.IsZero() && !f.Released {
-		if err := r.stopPod(ctx, p); err != nil {
+		if err := p.stop(ctx); err != nil {
 			log.WithError(err).Error("pod that was not undone")
 		}
 	}
 	log.WithField("state", p.State()).Info("pod recovered")
 }
 
-// recoverSandbox watches a sandbox again. One of an earlier boot, and one that
+// recover watches a sandbox again. One of an earlier boot, and one that
 // cannot be watched, is taken for stopped, and then undone.
-func (r *Registry) recoverSandbox(ctx context.Context, p *Pod) {
+func (p *Pod) recover(ctx context.Context) {
 	f := p.Facts()
-	if f.Boot == r.boot && f.StoppedAt.IsZero() {
+	if f.Boot == p.home.boot && f.StoppedAt.IsZero() {
 		p.oomSeen.Store(oomKills(f.Cgroup))
 		err := p.init.Recover(ctx, f.Host)
 		if err == nil {
-			go r.watchPod(p)
+			go p.watch()
 			return
 		}
 		logrus.WithField("pod", p.ID).WithError(err).Error("sandbox not found again")
@@ -182,14 +182,14 @@ func (r *Registry) recoverSandbox(ctx context.Context, p *Pod) {
 	}
 }
 
-// recoverContainer finds one container again and adds it.
-func (r *Registry) recoverContainer(ctx context.Context, c *Container) error {
+// recover finds one container again and adds it.
+func (c *Container) recover(ctx context.Context) error {
 	state := c.State()
 	if state == proc.Creating {
-		return r.discardContainer(ctx, c)
+		return c.discard(ctx)
 	}
-	r.addContainer(c)
-	r.containerNames.keep(containerName(c.Pod.ID, c.Config().Metadata), c.ID, &runtime.CreateContainerRequest{
+	c.Pod.home.addContainer(c)
+	c.Pod.home.containerNames.keep(containerName(c.Pod.ID, c.Config().Metadata), c.ID, &runtime.CreateContainerRequest{
 		PodSandboxId: c.Pod.ID, Config: c.Config(), SandboxConfig: c.Pod.Config(),
 	})
 	if state == proc.Stopped {
@@ -203,25 +203,25 @@ func (r *Registry) recoverContainer(ctx context.Context, c *Container) error {
 	err := c.init.Recover(ctx, proc.HostProcess{})
 	if c.init.State() == proc.Created {
 		if state == proc.Running { // by the record
-			r.end(c, containerRecord{
+			c.end(containerRecord{
 				FinishedAt: time.Now(), ExitCode: startErrorCode, Reason: reasonStartError,
 				Message: "the sandbox does not know the container",
 			})
 		}
 		return err
 	}
-	c.output, err = r.openOutput(c, c.Facts().LogPath)
+	c.output, err = c.openOutput(c.Facts().LogPath)
 	if err != nil {
 		// What it writes must go somewhere, or it would stop.
 		var discarded error
-		c.output, discarded = r.openOutput(c, "")
+		c.output, discarded = c.openOutput("")
 		err = errors.Join(err, discarded)
 	}
 	if state == proc.Created {
 		// The daemon died between the start and its record: believe the sandbox.
 		err = errors.Join(err, c.update(func(f *containerRecord) { f.StartedAt = time.Now() }))
 	}
-	go r.watchContainer(c)
+	go c.watch()
 	return err
 }
 
@@ -229,11 +229,7 @@ func (r *Registry) recoverContainer(ctx context.Context, c *Container) error {
 func (r *Registry) removeStrays(ctx context.Context, keep map[string]bool) {
 	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
 	defer cancel()
-	known := func(id string) bool {
-		r.mu.RLock()
-		defer r.mu.RUnlock()
-		return keep[id] || r.pods[id] != nil || r.containers[id] != nil
-	}
+	known := func(id string) bool { return keep[id] || r.has(id) }
 	var errs []error
 	try := func(err error) { errs = append(errs, err) }
 	for _, handler := range entries(filepath.Join(r.State, "runsc")) {

@@ -375,6 +375,8 @@ func TestASubscriberThatLagsIsCutOff(t *testing.T) {
 	}
 	cancel()
 	e.publish(Event{})
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	if len(quick) > 0 || len(e.subscribers) > 0 {
 		t.Errorf("%d events after the end of a subscription, %d subscribers", len(quick), len(e.subscribers))
 	}

@@ -44,8 +44,8 @@ func (r *Registry) StartContainer(ctx context.Context, id string) error {
 	// A started container is not undone because its client has gone.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
-	if err := r.start(ctx, c); err != nil {
-		r.end(c, containerRecord{
+	if err := c.start(ctx); err != nil {
+		c.end(containerRecord{
 			FinishedAt: time.Now(), ExitCode: startErrorCode, Reason: reasonStartError, Message: err.Error(),
 		})
 		return fmt.Errorf("start of container %s: %w", c.ID, err)
@@ -53,8 +53,8 @@ func (r *Registry) StartContainer(ctx context.Context, id string) error {
 	return nil
 }
 
-func (r *Registry) start(ctx context.Context, c *Container) error {
-	dir := r.containerDir(c.ID)
+func (c *Container) start(ctx context.Context) error {
+	dir := c.Pod.home.containerDir(c.ID)
 	stdin, err := openStdin(dir, c.Config().Stdin)
 	if err != nil {
 		return err
@@ -67,33 +67,33 @@ func (r *Registry) start(ctx context.Context, c *Container) error {
 	err = c.init.Start(ctx, runsc.Stdio{In: stdin, Out: files[0], Err: files[1]})
 	started := time.Now()
 	if err != nil {
-		return errors.Join(err, closeAll(files), r.undoStart(ctx, c))
+		return errors.Join(err, closeAll(files), c.undoStart(ctx))
 	}
 	// Not opened before: what runsc itself says of a failure is not the
 	// container's output.
-	c.output, err = r.openOutput(c, c.Facts().LogPath)
+	c.output, err = c.openOutput(c.Facts().LogPath)
 	if err := errors.Join(err, closeAll(files)); err != nil {
-		return errors.Join(err, r.undoStart(ctx, c))
+		return errors.Join(err, c.undoStart(ctx))
 	}
 	if err := c.update(func(f *containerRecord) { f.StartedAt = started }); err != nil {
 		// It runs, and recovery would find that out from the sandbox.
 		logrus.WithField("container", c.ID).WithError(err).Error("container record")
 	}
-	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STARTED_EVENT, Pod: c.Pod, Container: c})
-	go r.watchContainer(c)
+	c.Pod.home.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STARTED_EVENT, Pod: c.Pod, Container: c})
+	go c.watch()
 	return nil
 }
 
 // undoStart ends what a failed start may have left running.
-func (r *Registry) undoStart(ctx context.Context, c *Container) error {
+func (c *Container) undoStart(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTimeout)
 	defer cancel()
 	return c.init.Delete(ctx)
 }
 
-// watchContainer waits for a started container's exit and writes it down. What
+// watch waits for a started container's exit and writes it down. What
 // the container has written is in the log before its end is told.
-func (r *Registry) watchContainer(c *Container) {
+func (c *Container) watch() {
 	<-c.init.Done()
 	exit := c.init.Exit()
 	oom := exit.Status == 128+int(unix.SIGKILL) && c.Pod.oomKilled(exit.Known)
@@ -112,11 +112,11 @@ func (r *Registry) watchContainer(c *Container) {
 	case !exit.Known && !c.Pod.stopping.Load():
 		facts.Message = "the sandbox was gone before the container's exit status could be read"
 	}
-	r.end(c, facts)
+	c.end(facts)
 }
 
 // end writes down how a container ended and tells it.
-func (r *Registry) end(c *Container, how containerRecord) {
+func (c *Container) end(how containerRecord) {
 	err := c.update(func(f *containerRecord) {
 		f.FinishedAt, f.ExitCode, f.Reason, f.Message = how.FinishedAt, how.ExitCode, how.Reason, how.Message
 	})
@@ -125,11 +125,11 @@ func (r *Registry) end(c *Container, how containerRecord) {
 		logrus.WithField("container", c.ID).WithError(err).Error("container record")
 	}
 	close(c.ended)
-	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STOPPED_EVENT, Pod: c.Pod, Container: c})
+	c.Pod.home.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STOPPED_EVENT, Pod: c.Pod, Container: c})
 }
 
-// watchPod waits for the end of a pod's sandbox, asked for or not.
-func (r *Registry) watchPod(p *Pod) {
+// watch waits for the end of the sandbox, asked for or not.
+func (p *Pod) watch() {
 	<-p.init.Done()
 	exit := p.init.Exit()
 	log := logrus.WithField("pod", p.ID)
@@ -144,7 +144,7 @@ func (r *Registry) watchPod(p *Pod) {
 	if err := p.update(func(f *podRecord) { f.StoppedAt, f.Message = exit.At, message }); err != nil {
 		log.WithError(err).Error("pod record")
 	}
-	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STOPPED_EVENT, Pod: p})
+	p.home.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STOPPED_EVENT, Pod: p})
 }
 
 // signalTimeout is how long a sandbox may take to deliver a signal. killTimeout
@@ -177,7 +177,7 @@ func (r *Registry) StopContainer(ctx context.Context, id string, timeout time.Du
 		return nil
 	}
 	if timeout > 0 {
-		if err := r.signal(ctx, c, syscall.Signal(c.Facts().Signal), false); err != nil {
+		if err := c.signal(ctx, syscall.Signal(c.Facts().Signal), false); err != nil {
 			logrus.WithField("container", c.ID).WithError(err).Warn("stop signal")
 		}
 		grace := time.NewTimer(timeout)
@@ -190,16 +190,16 @@ func (r *Registry) StopContainer(ctx context.Context, id string, timeout time.Du
 			return fmt.Errorf("stop of container %s: %w", c.ID, ctx.Err())
 		}
 	}
-	return r.kill(ctx, c)
+	return c.kill(ctx)
 }
 
 // kill ends a container and, if its sandbox does not do it, the sandbox.
-func (r *Registry) kill(ctx context.Context, c *Container) error {
-	if err := r.signal(ctx, c, unix.SIGKILL, true); err != nil {
+func (c *Container) kill(ctx context.Context) error {
+	if err := c.signal(ctx, unix.SIGKILL, true); err != nil {
 		logrus.WithField("container", c.ID).WithError(err).Warn("kill signal")
 	}
 	for last := false; ; last = true {
-		overdue := time.NewTimer(r.killTimeout)
+		overdue := time.NewTimer(c.Pod.home.killTimeout)
 		defer overdue.Stop()
 		select {
 		case <-c.ended:
@@ -218,8 +218,8 @@ func (r *Registry) kill(ctx context.Context, c *Container) error {
 	}
 }
 
-func (r *Registry) signal(ctx context.Context, c *Container, sig syscall.Signal, all bool) error {
-	ctx, cancel := context.WithTimeout(ctx, r.signalTimeout)
+func (c *Container) signal(ctx context.Context, sig syscall.Signal, all bool) error {
+	ctx, cancel := context.WithTimeout(ctx, c.Pod.home.signalTimeout)
 	defer cancel()
 	return c.init.Kill(ctx, sig, all)
 }

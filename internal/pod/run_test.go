@@ -92,7 +92,7 @@ func TestExitReasons(t *testing.T) {
 	kills(0)
 	killed := func(name string) *Container {
 		c := n.start(id, name, "sleep")
-		n.must(n.signal(t.Context(), c, unix.SIGKILL, true))
+		n.must(c.signal(t.Context(), unix.SIGKILL, true))
 		return c
 	}
 	n.ended(killed("killed"), 137, "Error")

@@ -31,10 +31,10 @@ func (r *Registry) StopPod(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return r.stopPod(ctx, p)
+	return p.stop(ctx)
 }
 
-func (r *Registry) stopPod(ctx context.Context, p *Pod) error {
+func (p *Pod) stop(ctx context.Context) error {
 	if p.Facts().Released {
 		return nil
 	}
@@ -48,8 +48,7 @@ func (r *Registry) stopPod(ctx context.Context, p *Pod) error {
 	if p.Facts().Released {
 		return nil
 	}
-	err = r.releasePod(ctx, p)
-	if err != nil {
+	if err := p.giveUp(ctx); err != nil {
 		return fmt.Errorf("stop of pod sandbox %s: %w", p.ID, err)
 	}
 	return p.update(func(f *podRecord) {
@@ -60,8 +59,8 @@ func (r *Registry) stopPod(ctx context.Context, p *Pod) error {
 	})
 }
 
-// releasePod ends the sandbox with all in it and takes its network away.
-func (r *Registry) releasePod(ctx context.Context, p *Pod) error {
+// giveUp ends the sandbox with all in it and takes its network away.
+func (p *Pod) giveUp(ctx context.Context) error {
 	p.stopping.Store(true)
 	// The kernel ends everything in a sandbox with its process, so the
 	// containers need no signals of their own, and nothing of the pod uses the
@@ -71,11 +70,11 @@ func (r *Registry) releasePod(ctx context.Context, p *Pod) error {
 	g.Go(func() error { return p.init.Delete(ctx) })
 	if !hostNetwork(p.Config()) {
 		g.Go(func() error {
-			return errors.Join(r.Network.Del(ctx, r.networkPod(p)), network.RemoveNS(r.netNS(p.ID)))
+			return errors.Join(p.home.Network.Del(ctx, p.network()), network.RemoveNS(p.home.netNS(p.ID)))
 		})
 	}
 	err = errors.Join(err, g.Wait())
-	for _, c := range r.ContainersOf(p) {
+	for _, c := range p.home.ContainersOf(p) {
 		if c.State() != proc.Running {
 			continue
 		}
@@ -98,56 +97,54 @@ func (r *Registry) RemovePod(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if err := r.stopPod(ctx, p); err != nil {
+	if err := p.stop(ctx); err != nil {
 		return err
 	}
 	var g errgroup.Group
 	for _, c := range r.ContainersOf(p) {
-		g.Go(func() error { return r.removeContainer(ctx, c) })
+		g.Go(func() error { return c.remove(ctx) })
 	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if err := r.forgetPod(p); err != nil {
+	if err := p.forget(); err != nil {
 		return fmt.Errorf("removal of pod sandbox %s: %w", p.ID, err)
 	}
 	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_DELETED_EVENT, Pod: p})
 	return nil
 }
 
-// discardPod undoes a pod that was not finished. If that fails the pod is listed
+// discard undoes a pod that was not finished. If that fails the pod is listed
 // as stopped, so that whoever removes it tries again.
-func (r *Registry) discardPod(ctx context.Context, p *Pod) error {
+func (p *Pod) discard(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTimeout)
 	defer cancel()
-	err := r.releasePod(ctx, p)
+	err := p.giveUp(ctx)
 	if err == nil {
-		err = r.forgetPod(p)
+		err = p.forget()
 	}
 	if err == nil {
 		return nil
 	}
 	now := time.Now()
-	r.addPod(p)
+	p.home.addPod(p)
 	return errors.Join(
 		fmt.Errorf("undoing pod sandbox %s: %w", p.ID, err),
 		p.update(func(f *podRecord) { f.CreatedAt, f.StoppedAt = now, now }),
 	)
 }
 
-// forgetPod removes the pod's directory and, last, its record.
-func (r *Registry) forgetPod(p *Pod) error {
-	if err := os.RemoveAll(r.podDir(p.ID)); err != nil {
+// forget removes the pod's directory and, last, its record.
+func (p *Pod) forget() error {
+	if err := os.RemoveAll(p.home.podDir(p.ID)); err != nil {
 		return err
 	}
-	if err := p.forget(); err != nil {
+	if err := p.erase(); err != nil {
 		return err
 	}
-	r.processes.Remove(p.ID)
-	r.mu.Lock()
-	delete(r.pods, p.ID)
-	r.mu.Unlock()
-	r.podNames.release(podName(p.Config().Metadata), p.ID)
+	p.home.processes.Remove(p.ID)
+	p.home.dropPod(p.ID)
+	p.home.podNames.release(podName(p.Config().Metadata), p.ID)
 	return nil
 }
 
@@ -162,11 +159,11 @@ func (r *Registry) RemoveContainer(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return r.removeContainer(ctx, c)
+	return c.remove(ctx)
 }
 
-func (r *Registry) removeContainer(ctx context.Context, c *Container) error {
-	if err := r.StopContainer(ctx, c.ID, 0); err != nil {
+func (c *Container) remove(ctx context.Context) error {
+	if err := c.Pod.home.StopContainer(ctx, c.ID, 0); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTimeout)
@@ -176,28 +173,28 @@ func (r *Registry) removeContainer(ctx context.Context, c *Container) error {
 		return fmt.Errorf("container %s: %w", c.ID, err)
 	}
 	defer unlock()
-	if _, err := r.Container(c.ID); err != nil {
+	if _, err := c.Pod.home.Container(c.ID); err != nil {
 		return nil // another call was faster
 	}
-	if err := r.forgetContainer(ctx, c); err != nil {
+	if err := c.forget(ctx); err != nil {
 		return fmt.Errorf("removal of container %s: %w", c.ID, err)
 	}
-	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_DELETED_EVENT, Pod: c.Pod, Container: c})
+	c.Pod.home.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_DELETED_EVENT, Pod: c.Pod, Container: c})
 	return nil
 }
 
-// discardContainer undoes a container that was not finished. If that fails the
+// discard undoes a container that was not finished. If that fails the
 // container is listed as ended, so that whoever removes it tries again.
-func (r *Registry) discardContainer(ctx context.Context, c *Container) error {
+func (c *Container) discard(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTimeout)
 	defer cancel()
-	err := r.forgetContainer(ctx, c)
+	err := c.forget(ctx)
 	if err == nil {
 		return nil
 	}
 	now := time.Now()
 	close(c.ended)
-	r.addContainer(c)
+	c.Pod.home.addContainer(c)
 	return errors.Join(
 		fmt.Errorf("undoing container %s: %w", c.ID, err),
 		c.update(func(f *containerRecord) {
@@ -206,23 +203,21 @@ func (r *Registry) discardContainer(ctx context.Context, c *Container) error {
 	)
 }
 
-// forgetContainer undoes all of a container that does not run, its record last.
-func (r *Registry) forgetContainer(ctx context.Context, c *Container) error {
-	err := errors.Join(c.init.Delete(ctx), r.Images.Unmount(ctx, c.ID, r.rootfs(c.ID)))
+// forget undoes all of a container that does not run, its record last.
+func (c *Container) forget(ctx context.Context) error {
+	err := errors.Join(c.init.Delete(ctx), c.Pod.home.Images.Unmount(ctx, c.ID, c.Pod.home.rootfs(c.ID)))
 	if err != nil {
 		// The directory has the mount in it and must not be walked.
 		return err
 	}
-	if err := os.RemoveAll(r.containerDir(c.ID)); err != nil {
+	if err := os.RemoveAll(c.Pod.home.containerDir(c.ID)); err != nil {
 		return err
 	}
-	if err := c.forget(); err != nil {
+	if err := c.erase(); err != nil {
 		return err
 	}
-	r.processes.Remove(c.ID)
-	r.mu.Lock()
-	delete(r.containers, c.ID)
-	r.mu.Unlock()
-	r.containerNames.release(containerName(c.Pod.ID, c.Config().Metadata), c.ID)
+	c.Pod.home.processes.Remove(c.ID)
+	c.Pod.home.dropContainer(c.ID)
+	c.Pod.home.containerNames.release(containerName(c.Pod.ID, c.Config().Metadata), c.ID)
 	return nil
 }

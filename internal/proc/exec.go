@@ -3,6 +3,7 @@ package proc
 import (
 	"context"
 	"syscall"
+	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -16,6 +17,10 @@ type ExecConfig struct {
 	Stdio   runsc.Stdio // given to the process; the caller keeps its own ends
 }
 
+// execTimeout bounds how long a sandbox may take to start a process. It needs
+// about a millisecond.
+const execTimeout = 10 * time.Second
+
 // Exec is a process added to a running container. It leads a process group of
 // its own.
 type Exec struct {
@@ -23,7 +28,7 @@ type Exec struct {
 	pid  int
 }
 
-// Exec starts a process in the container. Errors about the command are of the
+// Exec starts a process in the container, also when ctx ends meanwhile. Errors about the command are of the
 // kinds runsc.ErrNoExecutable, ErrPermissionDenied and ErrInvalidArgument.
 func (p *Init) Exec(ctx context.Context, c ExecConfig) (*Exec, error) {
 	end, err := p.life.Begin(ctx, OpExec)
@@ -31,6 +36,10 @@ func (p *Init) Exec(ctx context.Context, c ExecConfig) (*Exec, error) {
 		return nil, err
 	}
 	defer end()
+	// Once it is asked the sandbox must be heard, or what it starts would run on
+	// and nobody know of it.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), execTimeout)
+	defer cancel()
 	pid, err := p.control.Exec(ctx, p.ID, c.Process, c.Stdio)
 	if err != nil {
 		return nil, err

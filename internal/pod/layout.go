@@ -1,0 +1,19 @@
+package pod
+
+import "path/filepath"
+
+// layout is the state directory. What the host holds for an object has its name
+// in it from the id alone.
+type layout string
+
+func (l layout) podDir(id string) string       { return filepath.Join(string(l), "pods", id) }
+func (l layout) containerDir(id string) string { return filepath.Join(string(l), "containers", id) }
+func (l layout) rootfs(id string) string       { return filepath.Join(l.containerDir(id), "rootfs") }
+func (l layout) netNS(id string) string        { return filepath.Join(string(l), "netns", id) }
+
+// pauseImage is where the root containers' image is in a state directory.
+func pauseImage(state string) string { return filepath.Join(state, "pause.erofs") }
+
+// RunscRoot is runsc's root directory for a handler. The name of a control
+// socket in it must fit into a socket address.
+func RunscRoot(state, handler string) string { return filepath.Join(state, "runsc", handler) }
