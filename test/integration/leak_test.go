@@ -207,3 +207,5 @@ func cgroupsBelow(name string) []string {
 	slices.Reverse(sorted)
 	return sorted
 }
+
+func kill(pid int) error { return unix.Kill(pid, unix.SIGKILL) }
