@@ -98,6 +98,7 @@ func (r *Registry) buildPod(ctx context.Context, req *runtime.RunPodSandboxReque
 	if err != nil {
 		return "", err
 	}
+	p.ended = make(chan struct{})
 	r.addPod(p)
 	go p.watch()
 	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_CREATED_EVENT, Pod: p})

@@ -62,10 +62,7 @@ func execSync(ctx context.Context, init *proc.Init, process *specs.Process) (res
 	if err != nil {
 		return nil, errors.Join(err, closeAll([]*os.File{stdin, out, outEnd}))
 	}
-	// Not cut off with ctx: what starts nonetheless would have nobody to end it.
-	starting, cancel := context.WithTimeout(context.WithoutCancel(ctx), signalTimeout)
-	defer cancel()
-	exec, err := init.Exec(starting, proc.ExecConfig{
+	exec, err := init.Exec(ctx, proc.ExecConfig{
 		Process: process, Stdio: runsc.Stdio{In: stdin, Out: outEnd, Err: errsEnd},
 	})
 	if err := errors.Join(err, closeAll([]*os.File{stdin, outEnd, errsEnd})); err != nil {

@@ -25,7 +25,10 @@ type Pod struct {
 	release chan struct{}
 	// stopping says that the end of the sandbox is wanted.
 	stopping atomic.Bool
-	oomSeen  atomic.Uint64
+	// ended is closed when the facts tell the end of the sandbox. It is nil for
+	// one that never ran, or not since the daemon was started.
+	ended   chan struct{}
+	oomSeen atomic.Uint64
 }
 
 // Config is the configuration that the pod was made with. It is not changed.

@@ -145,9 +145,12 @@ func (r *Registry) recoverPod(ctx context.Context, p *Pod, containers map[string
 	r.podNames.keep(podName(p.Config().Metadata), p.ID, &runtime.RunPodSandboxRequest{
 		Config: p.Config(), RuntimeHandler: p.Facts().Requested,
 	})
+	// One that hangs is asked no longer than this for all of its containers.
+	asking, cancel := context.WithTimeout(ctx, r.signalTimeout)
+	defer cancel()
 	for id, rec := range containers {
 		c := r.newContainer(id, p, rec)
-		if err := c.recover(ctx); err != nil {
+		if err := c.recover(asking); err != nil {
 			log.WithField("container", id).WithError(err).Error("container not recovered")
 		}
 	}
@@ -168,6 +171,7 @@ func (p *Pod) recover(ctx context.Context) {
 		p.oomSeen.Store(oomKills(f.Cgroup))
 		err := p.init.Recover(ctx, f.Host)
 		if err == nil {
+			p.ended = make(chan struct{})
 			go p.watch()
 			return
 		}

@@ -145,6 +145,7 @@ func (p *Pod) watch() {
 		log.WithError(err).Error("pod record")
 	}
 	p.home.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STOPPED_EVENT, Pod: p})
+	close(p.ended)
 }
 
 // signalTimeout is how long a sandbox may take to deliver a signal. killTimeout

@@ -84,6 +84,9 @@ func (p *Pod) giveUp(ctx context.Context) error {
 			err = errors.Join(err, fmt.Errorf("container %s has not ended: %w", c.ID, ctx.Err()))
 		}
 	}
+	if err == nil && p.ended != nil {
+		<-p.ended // at once, for the sandbox is deleted
+	}
 	return err
 }
 
