@@ -34,10 +34,14 @@ import (
 	"github.com/runscd/runscd/test/fakerunsc"
 )
 
+// reaper is the one of this process: two would take each other for the owner
+// of an orphan.
+var reaper *monitor.Monitor
+
 func TestMain(m *testing.M) {
 	fakerunsc.Main()
-	reaper, err := monitor.New()
-	if err != nil {
+	var err error
+	if reaper, err = monitor.New(); err != nil {
 		panic(err)
 	}
 	runc.Monitor = reaper
@@ -73,14 +77,9 @@ type server struct {
 
 func newServer(t *testing.T) *server {
 	t.Helper()
-	m, err := monitor.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(m.Close)
 	state := t.TempDir()
 	pods, err := pod.Open(t.Context(), pod.Options{
-		Root: t.TempDir(), State: state, Default: "runsc", Images: busybox{}, Network: network.None{}, Monitor: m,
+		Root: t.TempDir(), State: state, Default: "runsc", Images: busybox{}, Network: network.None{}, Monitor: reaper,
 		Handlers: map[string]*pod.Handler{"runsc": {
 			Runtime: runsc.New(runsc.Options{Path: fakerunsc.Install(t).Path, Root: pod.RunscRoot(state, "runsc")}),
 		}},

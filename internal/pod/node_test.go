@@ -17,6 +17,7 @@ import (
 	runc "github.com/containerd/go-runc"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/runscd/runscd/internal/image"
@@ -27,10 +28,14 @@ import (
 	"github.com/runscd/runscd/test/fakerunsc"
 )
 
+// reaper is the one of this process: two would take each other for the owner
+// of an orphan.
+var reaper *monitor.Monitor
+
 func TestMain(m *testing.M) {
 	fakerunsc.Main()
-	reaper, err := monitor.New()
-	if err != nil {
+	var err error
+	if reaper, err = monitor.New(); err != nil {
 		panic(err)
 	}
 	runc.Monitor = reaper
@@ -48,6 +53,7 @@ type node struct {
 	root    string
 	state   string
 	logs    string
+	opened  []*Registry
 }
 
 func newNode(t *testing.T) *node {
@@ -58,23 +64,22 @@ func newNode(t *testing.T) *node {
 		network: &fakeNetwork{attached: map[string]bool{}},
 	}
 	n.open()
-	t.Cleanup(n.removeAll)
+	t.Cleanup(n.end)
 	return n
 }
 
 // open opens the registry of what is on disk.
 func (n *node) open() {
 	n.t.Helper()
-	m, err := monitor.New()
-	n.must(err)
-	n.t.Cleanup(m.Close)
+	var err error
 	n.Registry, err = Open(n.t.Context(), Options{
-		Root: n.root, State: n.state, Default: "runsc", Images: n.images, Network: n.network, Monitor: m,
+		Root: n.root, State: n.state, Default: "runsc", Images: n.images, Network: n.network, Monitor: reaper,
 		Handlers: map[string]*Handler{"runsc": {
 			Runtime: runsc.New(runsc.Options{Path: n.Path, Root: RunscRoot(n.state, "runsc")}),
 		}},
 	})
 	n.must(err)
+	n.opened = append(n.opened, n.Registry)
 }
 
 // crash leaves the registry as if the daemon had been killed: what the old one
@@ -91,8 +96,26 @@ func (n *node) crash() {
 	}
 }
 
-// removeAll removes what a failed test has left that would stay mounted.
-func (n *node) removeAll() {
+// end ends the sandboxes that are left, waits for all that watch them, and
+// unmounts what the test has left.
+func (n *node) end() {
+	for _, r := range n.opened {
+		for _, p := range r.Pods() {
+			if p.ended == nil {
+				continue
+			}
+			if err := p.init.Kill(context.Background(), unix.SIGKILL, true); err != nil {
+				n.t.Error(err)
+				continue
+			}
+			<-p.ended
+			for _, c := range r.ContainersOf(p) {
+				if c.State() == proc.Running {
+					<-c.ended
+				}
+			}
+		}
+	}
 	for _, name := range entries(filepath.Join(n.state, "netns")) {
 		_ = network.RemoveNS(n.netNS(name))
 	}

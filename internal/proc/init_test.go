@@ -23,10 +23,14 @@ import (
 	"github.com/runscd/runscd/test/fakerunsc"
 )
 
+// reaper is the one of this process: two would take each other for the owner
+// of an orphan.
+var reaper *monitor.Monitor
+
 func TestMain(m *testing.M) {
 	fakerunsc.Main()
-	reaper, err := monitor.New()
-	if err != nil {
+	var err error
+	if reaper, err = monitor.New(); err != nil {
 		panic(err)
 	}
 	runc.Monitor = reaper
@@ -52,15 +56,7 @@ func newNode(t *testing.T) *node {
 }
 
 // restart gives the node a registry that knows nothing.
-func (n *node) restart() {
-	n.t.Helper()
-	m, err := monitor.New()
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	n.t.Cleanup(m.Close)
-	n.Registry = NewRegistry(m)
-}
+func (n *node) restart() { n.Registry = NewRegistry(reaper) }
 
 func id(name string) string { return name + strings.Repeat("0", 64-len(name)) }
 

@@ -256,7 +256,7 @@ func (c *cli) runSub(s *state, spec *specs.Spec) error {
 	c.dieAt(DieBeforePID)
 	args := startArgs{CID: s.ID, Args: spec.Process.Args}
 	if err := sandbox.call("StartSubcontainer", args, []*os.File{os.Stdin, os.Stdout, os.Stderr}, nil); err != nil {
-		err = fmt.Errorf("running container: starting container: starting sub-container %v: %w", spec.Process.Args, err)
+		err = fmt.Errorf("running container: starting container: starting sub-container %v: creating process: %w", spec.Process.Args, err)
 		return errors.Join(err, sandbox.call("DestroySubcontainer", s.ID, nil, nil), c.remove(s))
 	}
 	s.Status = "running"
