@@ -82,7 +82,8 @@ type facts[T any] struct {
 	save sync.Mutex // orders the saves; held over the write, as nothing else is
 	// +checklocks:save
 	forgotten bool
-	mu        sync.Mutex
+
+	mu sync.Mutex
 	// +checklocks:mu
 	now T
 }

@@ -353,15 +353,18 @@ func TestRecoverFromASandboxThatDoesNotAnswer(t *testing.T) {
 		t.Run(fault, func(t *testing.T) {
 			n := newNode(t)
 			sandbox := n.sandbox("a")
-			c := n.container("b", sandbox, "sleep")
+			c, created := n.container("b", sandbox, "sleep"), n.add("c", sandbox, "sleep")
 			n.restart()
 			root := n.again(sandbox, nil)
 			n.must(root.Recover(t.Context(), sandbox.Host()))
-			sub := n.again(c, root)
+			sub, created := n.again(c, root), n.again(created, root)
 			n.Fault("rpc.ContainerRuntimeState", fault)
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 			defer cancel()
 			n.must(sub.Recover(ctx, HostProcess{}))
+			n.inState(sub, Running)
+			n.must(created.Recover(ctx, HostProcess{}))
+			n.inState(created, Created)
 			n.must(root.Kill(t.Context(), unix.SIGKILL, true))
 			n.ended(sub, 137, false)
 			n.must(root.Delete(t.Context()))
@@ -428,41 +431,6 @@ func TestTheWatchOutlivesItsCalls(t *testing.T) {
 	case <-watched:
 	case <-time.After(20 * time.Second):
 		t.Error("a deleted container is watched on")
-	}
-}
-
-func TestExecs(t *testing.T) {
-	n, ctx := newNode(t), t.Context()
-	sandbox := n.sandbox("a")
-	c := n.container("b", sandbox, "sleep")
-	exec := func(args ...string) (*Exec, error) {
-		return c.Exec(ctx, ExecConfig{Process: &specs.Process{Args: args}, Stdio: n.null()})
-	}
-	e, err := exec("exit", "5")
-	n.must(err)
-	if status, err := e.Wait(ctx); status != 5 || err != nil {
-		t.Errorf("wait: %d, %v", status, err)
-	}
-	n.must(e.Kill(ctx, unix.SIGKILL)) // its group is gone
-	if _, err := exec("/x"); !errors.Is(err, runsc.ErrNoExecutable) {
-		t.Errorf("no such command: %v", err)
-	}
-	e, err = exec("sleep")
-	n.must(err)
-	n.must(e.Kill(ctx, unix.SIGHUP))
-	if status, err := e.Wait(ctx); status != 129 || err != nil {
-		t.Errorf("wait: %d, %v", status, err)
-	}
-	e, err = exec("sleep")
-	n.must(err)
-	n.must(sandbox.Kill(ctx, unix.SIGKILL, true))
-	if status, err := e.Wait(ctx); status != 137 || err != nil {
-		t.Errorf("wait for an exec whose sandbox died: %d, %v", status, err)
-	}
-	n.must(e.Kill(ctx, unix.SIGKILL))
-	<-c.Done()
-	if _, err := exec("sleep"); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("exec in a stopped container: %v", err)
 	}
 }
 

@@ -59,15 +59,15 @@ const (
 )
 
 // State returns the state of a container. It is StateUnknown for one that runsc
-// knows nothing of.
+// keeps nothing of.
 func (c *Control) State(ctx context.Context, id string) (State, error) {
+	if !c.runtime.exists(id) {
+		return StateUnknown, nil // the sentry would call it stopped
+	}
 	var s State
 	err := c.call(ctx, "ContainerRuntimeState", &id, nil, &s)
 	if errdefs.IsNotImplemented(err) {
 		return c.runtime.cliState(ctx, id)
-	}
-	if s == StateStopped && !c.runtime.exists(id) {
-		s = StateUnknown // the sentry takes it for one that it has forgotten
 	}
 	return s, err
 }

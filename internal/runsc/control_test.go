@@ -170,8 +170,8 @@ func TestASandboxThatIsGoneIsUnavailable(t *testing.T) {
 	if _, err := c.State(t.Context(), id("b")); !errdefs.IsUnavailable(err) {
 		t.Errorf("state of a dead sandbox: %v", err)
 	}
-	if _, err := n.Control(id("c")).State(t.Context(), id("c")); !errdefs.IsUnavailable(err) {
-		t.Errorf("state of a sandbox that never was: %v", err)
+	if _, err := n.Control(id("c")).Wait(t.Context(), id("c")); !errdefs.IsUnavailable(err) {
+		t.Errorf("wait for a sandbox that never was: %v", err)
 	}
 }
 
@@ -287,6 +287,9 @@ func TestWhatGoesOverTheSocket(t *testing.T) {
 			`"argv":["sh","-c","true"],"envv":["A=b"],"wd":"/tmp"},"method":"containerManager.ExecuteAsync"}`},
 	} {
 		r := New(Options{Path: "/nowhere", Root: t.TempDir()})
+		if err := os.WriteFile(filepath.Join(r.root, "b_sandbox:a.state"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
 		got := make(chan string, 1)
 		answerOnce(t, r.socket("a"), got)
 		if err := tt.call(t.Context(), r.Control("a")); err != nil {
