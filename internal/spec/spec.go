@@ -52,7 +52,7 @@ func Sandbox(cfg *runtime.PodSandboxConfig, o SandboxOptions) (*specs.Spec, erro
 		return nil, err
 	}
 	if security.GetRunAsGroup() != nil && security.GetRunAsUser() == nil {
-		return nil, fmt.Errorf("run_as_group without run_as_user: %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("run_as_group %d without run_as_user: %w", security.GetRunAsGroup().GetValue(), errdefs.ErrInvalidArgument)
 	}
 	if err := checkProfiles(security.GetSeccomp(), security.GetApparmor()); err != nil {
 		return nil, err

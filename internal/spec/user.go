@@ -75,7 +75,7 @@ func whom(security *runtime.LinuxContainerSecurityContext, image string) (who, g
 	case name != "":
 		who = name
 	case gid != nil:
-		return "", "", fmt.Errorf("run_as_group without run_as_user: %w", errdefs.ErrInvalidArgument)
+		return "", "", fmt.Errorf("run_as_group %d without run_as_user: %w", gid.GetValue(), errdefs.ErrInvalidArgument)
 	default:
 		who, group, _ = strings.Cut(image, ":")
 	}
