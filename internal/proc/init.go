@@ -183,7 +183,9 @@ func (p *Init) watch() {
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 10*time.Second) {
 		status, err := p.control.Wait(ctx, p.ID)
 		if err == nil {
-			p.exited(Exit{Status: status, At: time.Now(), Known: true})
+			exit := Exit{Status: status, At: time.Now(), Known: true}
+			p.killRest()
+			p.exited(exit)
 			return
 		}
 		if errdefs.IsNotFound(err) { // the sentry has forgotten it: it was deleted
@@ -201,6 +203,21 @@ func (p *Init) watch() {
 				logrus.WithField("container", p.ID).WithError(err).Warn("waiting for the container")
 			}
 		}
+	}
+}
+
+// killTimeout bounds the call that kills what a container leaves behind.
+const killTimeout = 5 * time.Second
+
+// killRest kills the processes that the first one has left behind. In a PID
+// namespace of the container's own the sentry has done it; in one that the pod
+// shares they would go on after the container's end.
+func (p *Init) killRest() {
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+	defer cancel()
+	err := p.control.Signal(ctx, p.ID, 0, unix.SIGKILL, runsc.ToAll)
+	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsUnavailable(err) {
+		logrus.WithField("container", p.ID).WithError(err).Warn("rest of the container's processes")
 	}
 }
 
