@@ -49,7 +49,7 @@ func (r *Registry) RunPod(ctx context.Context, req *runtime.RunPodSandboxRequest
 func (r *Registry) buildPod(ctx context.Context, req *runtime.RunPodSandboxRequest) (id string, err error) {
 	if !hostNetwork(req.Config) {
 		if err := r.Network.Status(ctx); err != nil {
-			return "", fmt.Errorf("network: %w", err)
+			return "", fmt.Errorf("network not ready: %w: %w", err, errdefs.ErrFailedPrecondition)
 		}
 	}
 	handler := req.RuntimeHandler
