@@ -121,6 +121,7 @@ func TestFollowShowsWhatIsAddedAndThenTheRest(t *testing.T) {
 	defer log.Close()
 	out := make(written, 10)
 	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	followed := make(chan error, 1)
 	go func() { followed <- newFollower(path, out, nil).follow(ctx) }()
 	for i, line := range []string{"one\n", "two\n", "three\n"} {
