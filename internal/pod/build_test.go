@@ -39,7 +39,7 @@ func TestAPodThatFailsLeavesNothing(t *testing.T) {
 			n.Handlers["runsc"].unusable = errFault
 			return nil
 		}, isFault, ""},
-		"no network":         {func(n *node, _ *runtime.RunPodSandboxRequest) func() { n.network.statusErr = errFault; return nil }, isFault, "network: "},
+		"no network":         {func(n *node, _ *runtime.RunPodSandboxRequest) func() { n.network.statusErr = errFault; return nil }, isFault, "network not ready: "},
 		"network that fails": {func(n *node, _ *runtime.RunPodSandboxRequest) func() { n.network.addErr = errFault; return nil }, isFault, ""},
 		"no record":          {func(n *node, _ *runtime.RunPodSandboxRequest) func() { return n.hide("pods") }, isAny, "no such file"},
 		"no second record": {func(n *node, _ *runtime.RunPodSandboxRequest) func() {
