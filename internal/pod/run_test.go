@@ -259,6 +259,8 @@ func TestStopAndRemoveAtOnce(t *testing.T) {
 	id := n.runPod("p")
 	n.start(id, "c", "ignore-term")
 	n.create(id, "d", "sleep")
+	events, cancel := n.Subscribe()
+	defer cancel()
 	errs := make(chan error)
 	for i := range 6 {
 		go func() {
@@ -275,6 +277,19 @@ func TestStopAndRemoveAtOnce(t *testing.T) {
 		}
 	}
 	n.nothing()
+	removed := map[string]int{}
+	for len(events) > 0 {
+		switch e := <-events; {
+		case e.Type != runtime.ContainerEventType_CONTAINER_DELETED_EVENT:
+		case e.Container != nil:
+			removed[e.Container.Config().Metadata.Name]++
+		default:
+			removed["pod"]++
+		}
+	}
+	if removed["pod"] != 1 || removed["c"] != 1 || removed["d"] != 1 {
+		t.Errorf("events of removals %v, want one each", removed)
+	}
 }
 
 func TestAStopThatFailsIsRepeated(t *testing.T) {

@@ -110,6 +110,14 @@ func (r *Registry) RemovePod(ctx context.Context, id string) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	unlock, err := lock(ctx, p.release)
+	if err != nil {
+		return fmt.Errorf("pod sandbox %s: %w", p.ID, err)
+	}
+	defer unlock()
+	if _, err := r.Pod(p.ID); err != nil {
+		return nil // another call was faster
+	}
 	if err := p.forget(); err != nil {
 		return fmt.Errorf("removal of pod sandbox %s: %w", p.ID, err)
 	}
