@@ -19,13 +19,14 @@ const (
 )
 
 // Cause returns why the last runsc call for the bundle, or the sandbox that it
-// started, failed: the first error in its log, for the later ones only tell
-// that somebody else has failed. It is "" when nothing is logged.
+// started, failed: the sentry's panic, or else the first error in the log, for
+// what is logged after them only tells that somebody else has failed. It is ""
+// when nothing is logged.
 func Cause(bundle string) string {
-	if cause := firstError(filepath.Join(bundle, callLog)); cause != "" {
+	if cause := firstPanic(filepath.Join(bundle, panicLog)); cause != "" {
 		return cause
 	}
-	return firstPanic(filepath.Join(bundle, panicLog))
+	return firstError(filepath.Join(bundle, callLog))
 }
 
 func firstError(path string) string {

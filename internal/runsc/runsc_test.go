@@ -266,7 +266,7 @@ func TestErrorsHaveTheirCauseAndKind(t *testing.T) {
 
 func TestPanicOfTheSentryIsTheCause(t *testing.T) {
 	n := newNode(t)
-	n.Panic("create", "runtime error: index out of range [3] with length 2")
+	n.Panic("runtime error: index out of range [3] with length 2")
 	_, err := n.Create(t.Context(), id("a"), CreateConfig{Bundle: n.bundle(id("a"), id("a"))})
 	const want = "sandbox creation: sentry: panic: runtime error: index out of range [3] with length 2"
 	if err == nil || err.Error() != want {
@@ -293,7 +293,7 @@ func TestCause(t *testing.T) {
 		{"nothing", "", "", ""},
 		{"no error", `{"msg":"hello","level":"info"}`, "", ""},
 		{"objects without a separator", `{"msg":"hello","level":"warning"}{"msg":"first","level":"error"}{"msg":"second","level":"error"}`, "", "first"},
-		{"an error before a panic", `{"msg":"first","level":"error"}`, "panic: x", "first"},
+		{"a panic before an error", `{"msg":"cannot read client sync file: EOF","level":"error"}`, "panic: x", "sentry: panic: x"},
 		{"cut short", `{"msg":"first","lev`, "fatal error: all goroutines are asleep\n", "sentry: fatal error: all goroutines are asleep"},
 		{"panic after other lines", "", "runsc version x\npanic: y\n\ngoroutine", "sentry: panic: y"},
 	} {

@@ -92,7 +92,10 @@ func (c *cli) fault() error {
 	case "fail":
 		return errors.New(text)
 	case "panic":
-		return errors.Join(os.WriteFile(c.panicLog, []byte("panic: "+text+"\n\ngoroutine 1 [running]:\n"), 0o600), errors.New(""))
+		if err := os.WriteFile(c.panicLog, []byte("panic: "+text+"\n\ngoroutine 1 [running]:\n"), 0o600); err != nil {
+			return err
+		}
+		return errors.New("creating container: cannot read client sync file: EOF")
 	case Hang:
 		hang(c.dir, c.op)
 	case HoldOutput:
@@ -129,9 +132,6 @@ func die() {
 
 // report writes an error where runsc writes it. Each line is an error.
 func (c *cli) report(text string) {
-	if text = strings.TrimSpace(text); text == "" {
-		return
-	}
 	fmt.Fprintln(os.Stderr, text)
 	log, err := os.OpenFile(c.log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {

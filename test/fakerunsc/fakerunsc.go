@@ -120,8 +120,9 @@ const (
 // error of its own.
 func (f *Fake) Fail(op, text string) { f.Fault(op, "fail "+text) }
 
-// Panic lets the operation fail with no text but the sentry's panic log.
-func (f *Fake) Panic(op, text string) { f.Fault(op, "panic "+text) }
+// Panic lets create fail because the sentry panics, which it writes to its
+// panic log; runsc itself only sees it end.
+func (f *Fake) Panic(text string) { f.Fault("create", "panic "+text) }
 
 // Fault lets the operation go wrong until Clear.
 func (f *Fake) Fault(op, fault string) {
