@@ -284,8 +284,8 @@ func (p *Init) Kill(ctx context.Context, sig syscall.Signal, all bool) error {
 		to = runsc.ToAll
 	}
 	err = p.control.Signal(ctx, p.ID, 0, sig, to)
-	if err != nil && p.State() >= Stopped || errdefs.IsNotFound(err) {
-		return nil
+	if err != nil && p.State() >= Stopped || errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) {
+		return nil // gone, perhaps with its sandbox
 	}
 	return err
 }
