@@ -201,6 +201,11 @@ func (d *daemon) checkLog(t *testing.T) {
 			t.Errorf("log of the daemon has %q", bad)
 		}
 	}
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, "level=warn") || strings.Contains(line, "level=error") {
+			t.Log(line) // with -v
+		}
+	}
 	for g := range strings.SplitSeq(dump, "\n\n") {
 		for _, pkg := range []string{"pod", "proc", "runsc", "stdio", "network"} {
 			if strings.Contains(g, "/internal/"+pkg+".") {

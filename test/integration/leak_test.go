@@ -58,12 +58,15 @@ func (d *daemon) snapshots() []string {
 	return dirs
 }
 
-// processes are the command lines of those that work for the daemon.
+// processes are the command lines of those that work for the daemon or are its
+// children, zombies included.
 func (d *daemon) processes() []string {
 	var found []string
+	child := fmt.Sprintf("PPid:\t%d\n", d.cmd.Process.Pid)
 	for _, pid := range pids() {
 		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if pid != d.cmd.Process.Pid && strings.Contains(string(line), d.dir+"/") {
+		status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if pid != d.cmd.Process.Pid && strings.Contains(string(line), d.dir+"/") || strings.Contains(string(status), child) {
 			found = append(found, fmt.Sprint(pid, " ", strings.ReplaceAll(string(line), "\x00", " ")))
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -144,9 +145,7 @@ func TestNetworkConfig(t *testing.T) {
 		t.Errorf("condition without a configuration: %v", c)
 	}
 	_, err := d.pods.RunPodSandbox(ctx(t), d.podConfig(), "")
-	if err == nil || !strings.Contains(err.Error(), d.path("cni")) {
-		t.Errorf("pod without a network: %v", err)
-	}
+	refused(t, err, codes.FailedPrecondition, "network", d.path("cni"))
 	check(t, d.leftovers(t))
 	check(t, os.MkdirAll(d.path("cni"), 0o755))
 	d.write(t, "cni/00-broken.conflist", "{")
@@ -159,6 +158,17 @@ func TestNetworkConfig(t *testing.T) {
 		t.Errorf("condition with a configuration: %v", c)
 	}
 	d.runPod(t)
+}
+
+// TestNetworkArguments has a pod whose name could be taken for more arguments of
+// the plugins.
+func TestNetworkArguments(t *testing.T) {
+	d := newDaemon(t, "")
+	d.addNetwork(t)
+	config := d.podConfig()
+	config.Metadata.Name = "a;K8S_POD_NAMESPACE=kube-system"
+	_, err := d.pods.RunPodSandbox(ctx(t), config, "")
+	refused(t, err, codes.InvalidArgument, config.Metadata.Name)
 }
 
 // TestNetworkGone removes a pod whose network and configuration are gone.
