@@ -83,6 +83,7 @@ func serve(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return err
 	}
+	defer pods.Close()
 	pods.Check(ctx)
 
 	info, err := statusInfo(c, pods.Handlers)

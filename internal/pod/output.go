@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/runscd/runscd/internal/proc"
 	"github.com/runscd/runscd/internal/stdio"
 )
 
@@ -45,14 +46,29 @@ func (c *Container) openOutput(path string) (*output, error) {
 		if err != nil {
 			return nil, errors.Join(err, o.close())
 		}
-		// The container's end ends the stream, nothing else.
-		s, err := log.Copy(context.Background(), name, f)
+		// The container's end ends the stream, not the call that started it.
+		s, err := log.Copy(r.copying, name, f)
 		if err != nil {
 			return nil, errors.Join(err, f.Close(), o.close())
 		}
 		o.streams = append(o.streams, s)
 	}
 	return o, nil
+}
+
+// Close ends the copying of output to logs once all that has been read is there;
+// what has not been read stays in the FIFOs for the next daemon. Containers do
+// not notice.
+func (r *Registry) Close() {
+	r.stopCopying()
+	for _, c := range r.Containers() {
+		if c.State() != proc.Running || c.output == nil {
+			continue
+		}
+		for _, s := range c.output.streams {
+			<-s.Done()
+		}
+	}
 }
 
 // drain logs what a dead container has left and closes the log.

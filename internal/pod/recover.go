@@ -25,7 +25,7 @@ const recoverTimeout = time.Minute
 
 // Open returns the registry of what the records tell. Pods that run are found
 // again, what was half made or half undone is undone, and what has no record
-// is removed.
+// is removed. The registry is to be closed.
 func Open(ctx context.Context, o Options) (*Registry, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -43,6 +43,7 @@ func Open(ctx context.Context, o Options) (*Registry, error) {
 		signalTimeout:  signalTimeout,
 		killTimeout:    killTimeout,
 	}
+	r.copying, r.stopCopying = context.WithCancel(context.WithoutCancel(ctx))
 	for _, dir := range []string{"pods", "containers", "netns", "runsc"} {
 		if err := os.MkdirAll(filepath.Join(o.State, dir), 0o711); err != nil {
 			return nil, err

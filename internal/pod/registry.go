@@ -70,6 +70,8 @@ type Registry struct {
 	containerNames   *names
 	events           *events
 	logs             stdio.Logs
+	copying          context.Context // of the output to the logs; ends with Close
+	stopCopying      context.CancelFunc
 	boot             string
 	signalTimeout    time.Duration
 	killTimeout      time.Duration
