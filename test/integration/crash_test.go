@@ -25,9 +25,7 @@ func TestRestart(t *testing.T) {
 			p, dead := d.runPod(t), d.runPod(t)
 			idle, writer := p.run(t, forever), p.run(t, counter)
 			shared := t.TempDir()
-			exiting := p.run(t, "until [ -e /shared/go ]; do sleep 0.1; done; exit 7", func(c *runtime.ContainerConfig) {
-				c.Mounts = []*runtime.Mount{{HostPath: shared, ContainerPath: "/shared"}}
-			})
+			exiting := p.run(t, "until [ -e /shared/go ]; do sleep 0.1; done; exit 7", share(shared))
 			created, victim := p.create(t, "exit 9"), dead.run(t, forever)
 			before := p.status(t)
 			eventually(t, "the container writes", func() error { return larger(writer.logPath(), 4096) })
@@ -69,6 +67,29 @@ func TestRestart(t *testing.T) {
 				t.Errorf("stopped container: %v", s)
 			}
 		})
+	}
+}
+
+// TestBegunLine has a line of output that is begun under one daemon and ended
+// under the next.
+func TestBegunLine(t *testing.T) {
+	d := newDaemon(t, noNetwork)
+	shared := t.TempDir()
+	c := d.runPod(t).run(t, "printf begun; touch /shared/begun; until [ -e /shared/go ]; do sleep 0.1; done; echo ' ended'", share(shared))
+	eventually(t, "the line is begun", func() error { return larger(filepath.Join(shared, "begun"), 0) })
+	d.stop(t, unix.SIGTERM)
+	d.start(t)
+	check(t, os.WriteFile(filepath.Join(shared, "go"), nil, 0o644))
+	c.ended(t)
+	if out := c.output(t); out != "begun ended\n" {
+		t.Errorf("output %q", out)
+	}
+}
+
+// share mounts a directory of the host as /shared.
+func share(dir string) func(*runtime.ContainerConfig) {
+	return func(c *runtime.ContainerConfig) {
+		c.Mounts = []*runtime.Mount{{HostPath: dir, ContainerPath: "/shared"}}
 	}
 }
 

@@ -108,7 +108,8 @@ func (d *daemon) start(t *testing.T) {
 	defer log.Close()
 	d.cmd = exec.Command(runscd, "serve", "--config", d.path("conf.toml"))
 	d.cmd.Stdout, d.cmd.Stderr = log, log
-	d.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notify)
+	// Otherwise the race detector keeps a process for a second after its end.
+	d.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notify, "GORACE=atexit_sleep_ms=0")
 	check(t, d.cmd.Start())
 	d.exited = make(chan struct{})
 	go func(cmd *exec.Cmd, exited chan struct{}) {
