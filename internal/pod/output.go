@@ -47,7 +47,7 @@ func (c *Container) openOutput(path string) (*output, error) {
 			return nil, errors.Join(err, o.close())
 		}
 		// The container's end ends the stream, not the call that started it.
-		s, err := log.Copy(r.copying, name, f)
+		s, err := log.Copy(c.Pod.home.copying, name, f)
 		if err != nil {
 			return nil, errors.Join(err, f.Close(), o.close())
 		}
