@@ -138,7 +138,7 @@ func TestRestartInCreation(t *testing.T) {
 				t.Error("RunPodSandbox succeeded")
 			}
 			release()
-			eventually(t, "the plugin ends", func() error { return noProcess(d, "cni-stall") })
+			eventually(t, "the plugin ends", func() error { return noProcess(d, "bin/stall") })
 			if sig == unix.SIGKILL && len(names(d.path("l/pods"))) != 1 {
 				t.Error("no record of the pod")
 			}
@@ -153,22 +153,22 @@ func TestRestartInCreation(t *testing.T) {
 	}
 }
 
-// stall adds a plugin to the network that waits until release is called.
+// stall adds a plugin to the network that waits until release is called, and
+// makes the file stalled while it does.
 func (d *daemon) stall(t *testing.T) (release func()) {
 	t.Helper()
 	check(t, os.Mkdir(d.path("bin"), 0o755))
-	gate := d.path("cni-stall-gate")
-	check(t, unix.Mkfifo(gate, 0o600))
+	d.write(t, "gate", "")
 	d.write(t, "bin/stall", fmt.Sprintf(`#!/bin/sh
 case $CNI_COMMAND in
 VERSION) echo '{"cniVersion": "1.0.0", "supportedVersions": ["1.0.0"]}' ;;
 ADD)
 	input=$(cat)
 	: >%s
-	[ -e %s ] && cat %[2]s
+	while [ -e %s ]; do sleep 0.05; done
 	echo "$input" | sed 's/.*"prevResult":\(.*\),"type":.*/\1/' ;;
 esac
-`, d.path("stalled"), gate))
+`, d.path("stalled"), d.path("gate")))
 	check(t, os.Chmod(d.path("bin/stall"), 0o755))
 	conf, err := os.ReadFile(d.path("cni/10.conflist"))
 	check(t, err)
@@ -176,16 +176,7 @@ esac
 	d.write(t, "conf.toml.d/20.toml", fmt.Sprintf("network = {bin_dirs = ['/usr/lib/cni', %q]}\n", d.path("bin")))
 	d.stop(t, unix.SIGTERM)
 	d.start(t)
-	return func() {
-		check(t, os.Remove(gate))
-		for _, line := range d.processes() {
-			if strings.Contains(line, gate) {
-				pid := 0
-				_, _ = fmt.Sscan(line, &pid)
-				check(t, kill(pid))
-			}
-		}
-	}
+	return func() { check(t, os.Remove(d.path("gate"))) }
 }
 
 // noProcess is an error while a process of the daemon's has a word in its

@@ -106,22 +106,22 @@ func (d *daemon) start(t *testing.T) {
 	log, err := os.OpenFile(d.path("log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	check(t, err)
 	defer log.Close()
-	d.cmd = exec.Command(runscd, "serve", "--config", d.path("conf.toml"))
-	d.cmd.Stdout, d.cmd.Stderr = log, log
+	cmd, exited := exec.Command(runscd, "serve", "--config", d.path("conf.toml")), make(chan struct{})
+	cmd.Stdout, cmd.Stderr = log, log
 	// Otherwise the race detector keeps a process for a second after its end.
-	d.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notify, "GORACE=atexit_sleep_ms=0")
-	check(t, d.cmd.Start())
-	d.exited = make(chan struct{})
-	go func(cmd *exec.Cmd, exited chan struct{}) {
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notify, "GORACE=atexit_sleep_ms=0")
+	check(t, cmd.Start())
+	go func() {
 		_ = cmd.Wait()
 		close(exited)
 		l.Close()
-	}(d.cmd, d.exited)
+	}()
+	d.cmd, d.exited = cmd, exited
 	check(t, l.SetReadDeadline(time.Now().Add(patience)))
 	message := make([]byte, 1024)
 	n, err := l.Read(message)
 	if err != nil || string(message[:n]) != "READY=1" {
-		t.Fatalf("daemon not ready: %q, %v, %v", message[:n], err, d.cmd.ProcessState)
+		t.Fatalf("daemon not ready: %q, %v", message[:n], err)
 	}
 	d.connect(t)
 }
@@ -159,8 +159,12 @@ func (d *daemon) stop(t *testing.T, sig syscall.Signal) {
 // end removes all pods and the daemon, and looks for what they left.
 func (d *daemon) end(t *testing.T) {
 	defer d.clear(t)
-	if d.cmd.ProcessState != nil { // it was not to end, or never was ready
-		t.Errorf("daemon: %v", d.cmd.ProcessState)
+	if d.cmd == nil {
+		return
+	}
+	if t.Failed() {
+		_ = d.cmd.Process.Kill()
+		<-d.exited
 		return
 	}
 	pods, err := d.pods.ListPodSandbox(ctx(t), nil)
@@ -168,21 +172,30 @@ func (d *daemon) end(t *testing.T) {
 	for _, p := range pods {
 		check(t, d.pods.RemovePodSandbox(ctx(t), p.Id))
 	}
-	if t.Failed() {
-		d.stop(t, unix.SIGKILL)
-		return
-	}
 	eventually(t, "nothing is left behind", func() error { return d.leftovers(t) })
 	d.stop(t, unix.SIGQUIT) // prints all goroutines
 	d.checkLog(t)
 }
 
-// clear removes the daemon's directories, and its log if the test has passed.
+// clear removes all that is there of the daemon, whatever has happened, and shows
+// its log if the test has failed.
 func (d *daemon) clear(t *testing.T) {
 	if t.Failed() {
 		log, _ := os.ReadFile(d.path("log"))
 		t.Logf("log of the daemon:\n%s", log)
 	}
+	eventually(t, "all processes end", func() error {
+		left := d.processes()
+		for _, line := range left {
+			pid := 0
+			_, _ = fmt.Sscan(line, &pid)
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		if len(left) > 0 {
+			return fmt.Errorf("%q", left)
+		}
+		return nil
+	})
 	check(t, unmountBelow(d.dir))
 	check(t, os.RemoveAll(d.dir))
 	removeCgroup(d.cgroup)

@@ -61,6 +61,9 @@ func (d *daemon) snapshots() []string {
 // processes are the command lines of those that work for the daemon or are its
 // children, zombies included.
 func (d *daemon) processes() []string {
+	if d.cmd == nil {
+		return nil
+	}
 	var found []string
 	child := fmt.Sprintf("PPid:\t%d\n", d.cmd.Process.Pid)
 	for _, pid := range pids() {
