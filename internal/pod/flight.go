@@ -3,9 +3,11 @@ package pod
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"github.com/sirupsen/logrus"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -61,7 +63,7 @@ func (n *names) create(ctx context.Context, name string, request proto.Message, 
 }
 
 func (n *names) fly(ctx context.Context, name string, f *flight, build func(context.Context) (string, error)) {
-	f.id, f.err = build(ctx)
+	f.id, f.err = guarded(ctx, build)
 	if f.err != nil {
 		n.mu.Lock()
 		delete(n.taken, name)
@@ -70,8 +72,19 @@ func (n *names) fly(ctx context.Context, name string, f *flight, build func(cont
 	close(f.done)
 }
 
+// guarded makes a panic of build its error: no interceptor is above it.
+func guarded(ctx context.Context, build func(context.Context) (string, error)) (id string, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			logrus.WithField("stack", string(debug.Stack())).Errorf("panic: %v", p)
+			err = fmt.Errorf("panic: %v: %w", p, errdefs.ErrInternal)
+		}
+	}()
+	return build(ctx)
+}
+
 // keep reserves a name for an object that exists already, found at start: the
-// client that asked for it never heard of it, perhaps.
+// client that asked for it never heard of it, perhaps. A nil request is nobody's.
 func (n *names) keep(name, id string, request proto.Message) {
 	f := &flight{request: request, done: make(chan struct{}), id: id}
 	close(f.done)

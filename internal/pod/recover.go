@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/sirupsen/logrus"
+	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/runscd/runscd/internal/network"
@@ -143,9 +144,11 @@ func (r *Registry) recoverPod(ctx context.Context, p *Pod, containers map[string
 	}
 	p.recover(ctx)
 	r.addPod(p)
-	r.podNames.keep(podName(p.Config().Metadata), p.ID, &runtime.RunPodSandboxRequest{
-		Config: p.Config(), RuntimeHandler: p.Facts().Requested,
-	})
+	var asked proto.Message // nobody waits for what has ended
+	if p.State() == proc.Running {
+		asked = &runtime.RunPodSandboxRequest{Config: p.Config(), RuntimeHandler: p.Facts().Requested}
+	}
+	r.podNames.keep(podName(p.Config().Metadata), p.ID, asked)
 	// One that hangs is asked no longer than this for all of its containers.
 	asking, cancel := context.WithTimeout(ctx, r.signalTimeout)
 	defer cancel()
@@ -194,9 +197,11 @@ func (c *Container) recover(ctx context.Context) error {
 		return c.discard(ctx)
 	}
 	c.Pod.home.addContainer(c)
-	c.Pod.home.containerNames.keep(containerName(c.Pod.ID, c.Config().Metadata), c.ID, &runtime.CreateContainerRequest{
-		PodSandboxId: c.Pod.ID, Config: c.Config(), SandboxConfig: c.Pod.Config(),
-	})
+	var asked proto.Message
+	if state == proc.Created {
+		asked = &runtime.CreateContainerRequest{PodSandboxId: c.Pod.ID, Config: c.Config(), SandboxConfig: c.Pod.Config()}
+	}
+	c.Pod.home.containerNames.keep(containerName(c.Pod.ID, c.Config().Metadata), c.ID, asked)
 	if state == proc.Stopped {
 		c.init.Gone()
 		close(c.ended)

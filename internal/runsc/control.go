@@ -34,7 +34,7 @@ func (r *Runtime) Control(sandboxID string) *Control {
 }
 
 func (r *Runtime) socket(sandboxID string) string {
-	return filepath.Join(r.root, "runsc-"+sandboxID+".sock")
+	return filepath.Join(r.root, socketPrefix+sandboxID+socketSuffix)
 }
 
 // State is what the sentry says of a container.

@@ -135,27 +135,35 @@ func (r *Runtime) Run(ctx context.Context, id, bundle string, stdio Stdio) error
 // Delete kills the container id if it runs and removes what runsc keeps of it.
 // A container that is not there is no error.
 func (r *Runtime) Delete(ctx context.Context, id string) error {
-	if !r.exists(id) {
-		return nil
+	if r.exists(id) {
+		err := r.run(ctx, "", func(cli *runc.Runc) error {
+			return cli.Delete(ctx, id, &runc.DeleteOpts{Force: true})
+		})
+		if err != nil && r.exists(id) {
+			return fmt.Errorf("deletion of container %s: %w", id, err)
+		}
 	}
-	err := r.run(ctx, "", func(cli *runc.Runc) error {
-		return cli.Delete(ctx, id, &runc.DeleteOpts{Force: true})
-	})
-	if err != nil && r.exists(id) {
-		return fmt.Errorf("deletion of container %s: %w", id, err)
-	}
-	return nil
+	// A container that could not be made leaves its lock.
+	return removeFiles(filepath.Join(r.root, id+stateInfix+"*"))
 }
 
 // Forget removes what runsc keeps of the containers of a sandbox whose
 // processes are dead, and of the sandbox's control socket.
 func (r *Runtime) Forget(sandboxID string) error {
-	files, err := filepath.Glob(filepath.Join(r.root, "*"+stateInfix+sandboxID+".*"))
+	return errors.Join(
+		removeFiles(filepath.Join(r.root, "*"+stateInfix+sandboxID+".*")),
+		removeFiles(r.socket(sandboxID)),
+	)
+}
+
+// removeFiles removes the files of a pattern that are there.
+func removeFiles(pattern string) error {
+	files, err := filepath.Glob(pattern)
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, f := range append(files, r.socket(sandboxID)) {
+	for _, f := range files {
 		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
@@ -167,6 +175,12 @@ func (r *Runtime) Forget(sandboxID string) error {
 // of a state file.
 const stateInfix = "_sandbox:"
 
+// The name of a control socket has the sandbox's id in between.
+const (
+	socketPrefix = "runsc-"
+	socketSuffix = ".sock"
+)
+
 // List returns the containers that runsc knows, with the sandbox of each.
 func (r *Runtime) List() (map[string]string, error) {
 	entries, err := os.ReadDir(r.root)
@@ -175,12 +189,14 @@ func (r *Runtime) List() (map[string]string, error) {
 	}
 	sandboxes := map[string]string{}
 	for _, e := range entries {
-		name, ok := strings.CutSuffix(e.Name(), ".state")
-		if !ok {
-			continue
+		if id, ok := strings.CutPrefix(e.Name(), socketPrefix); ok { // of a sandbox that has perhaps no state
+			id = strings.TrimSuffix(id, socketSuffix)
+			sandboxes[id] = id
 		}
-		if id, sandbox, ok := strings.Cut(name, stateInfix); ok {
-			sandboxes[id] = sandbox
+		if name, ok := strings.CutSuffix(e.Name(), ".state"); ok {
+			if id, sandbox, ok := strings.Cut(name, stateInfix); ok {
+				sandboxes[id] = sandbox
+			}
 		}
 	}
 	return sandboxes, nil
