@@ -54,10 +54,11 @@ func (r *Registry) checkHandler(ctx context.Context, h *Handler) (version string
 	if err := r.writeSandbox(id, "", &runtime.PodSandboxConfig{Hostname: "check"}); err != nil {
 		return version, err
 	}
-	if _, err := h.Runtime.Create(ctx, id, runsc.CreateConfig{Bundle: dir}); err != nil {
+	config := runsc.CreateConfig{Bundle: dir}
+	if _, err := h.Runtime.Create(ctx, id, config); err != nil {
 		return version, err
 	}
-	if err := h.Runtime.Start(ctx, id, dir); err != nil {
+	if err := h.Runtime.Start(ctx, id, config); err != nil {
 		return version, err
 	}
 	state, err := h.Runtime.Control(id).State(ctx, id)

@@ -113,7 +113,7 @@ func (p *Init) Create(ctx context.Context) error {
 	}
 	defer end()
 	if p.Sandbox == nil {
-		pid, err := p.Runtime.Create(ctx, p.ID, runsc.CreateConfig{Bundle: p.Bundle, HostNetwork: p.HostNetwork})
+		pid, err := p.Runtime.Create(ctx, p.ID, p.config())
 		if err != nil {
 			return err
 		}
@@ -127,6 +127,11 @@ func (p *Init) Create(ctx context.Context) error {
 	}
 	p.life.Advance(Created)
 	return nil
+}
+
+// config is the sandbox's for runsc.
+func (p *Init) config() runsc.CreateConfig {
+	return runsc.CreateConfig{Bundle: p.Bundle, HostNetwork: p.HostNetwork}
 }
 
 // adopt watches the sandbox's process from now on.
@@ -159,7 +164,7 @@ func (p *Init) Start(ctx context.Context, stdio runsc.Stdio) error {
 	}
 	defer end()
 	if p.Sandbox == nil {
-		if err := p.Runtime.Start(ctx, p.ID, p.Bundle); err != nil {
+		if err := p.Runtime.Start(ctx, p.ID, p.config()); err != nil {
 			return err
 		}
 	} else {

@@ -34,7 +34,7 @@ func TestStatesOfAContainer(t *testing.T) {
 		}
 	}
 	check(id("a"), StateCreated)
-	if err := n.Start(t.Context(), id("a"), dir); err != nil {
+	if err := n.Start(t.Context(), id("a"), CreateConfig{Bundle: dir}); err != nil {
 		t.Fatal(err)
 	}
 	n.container(id("b"), id("a"), "sleep")

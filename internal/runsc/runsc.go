@@ -86,13 +86,19 @@ type CreateConfig struct {
 	HostNetwork bool   // the sandbox uses the host's network stack
 }
 
+// flags are the global flags of a sandbox. Create and Start must have the same:
+// a start without --network=host would take the host's addresses away from it.
+func (c CreateConfig) flags() []string {
+	if c.HostNetwork {
+		return []string{"--network=host"}
+	}
+	return nil
+}
+
 // Create makes the sandbox id with its root container, not started, and returns
 // the process id of the sandbox on the host.
 func (r *Runtime) Create(ctx context.Context, id string, c CreateConfig) (int, error) {
-	args := []string{"--panic-log=" + filepath.Join(c.Bundle, panicLog)}
-	if c.HostNetwork {
-		args = append(args, "--network=host")
-	}
+	args := append(c.flags(), "--panic-log="+filepath.Join(c.Bundle, panicLog))
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return 0, err
@@ -113,10 +119,13 @@ func (r *Runtime) Create(ctx context.Context, id string, c CreateConfig) (int, e
 	return strconv.Atoi(strings.TrimSpace(string(text)))
 }
 
-// Start starts the root container of the sandbox id that was created from
-// bundle. The addresses of its network namespace are read now.
-func (r *Runtime) Start(ctx context.Context, id, bundle string) error {
-	err := r.run(ctx, bundle, func(cli *runc.Runc) error { return cli.Start(ctx, id) })
+// Start starts the root container of the sandbox id, with the configuration that
+// it was created with. The addresses of its network namespace are read now.
+func (r *Runtime) Start(ctx context.Context, id string, c CreateConfig) error {
+	err := r.run(ctx, c.Bundle, func(cli *runc.Runc) error {
+		cli.ExtraArgs = append(cli.ExtraArgs, c.flags()...)
+		return cli.Start(ctx, id)
+	})
 	if err != nil {
 		return fmt.Errorf("sandbox start: %w", err)
 	}

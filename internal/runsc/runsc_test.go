@@ -79,7 +79,7 @@ func (n *node) sandbox(sandbox string) int {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	if err := n.Start(n.t.Context(), sandbox, dir); err != nil {
+	if err := n.Start(n.t.Context(), sandbox, CreateConfig{Bundle: dir}); err != nil {
 		n.t.Fatal(err)
 	}
 	return pid
@@ -196,10 +196,11 @@ func TestListOfNoRootIsEmpty(t *testing.T) {
 func TestCommandLines(t *testing.T) {
 	n := newNode(t)
 	dir := n.bundle(id("a"), id("a"))
-	if _, err := n.Create(t.Context(), id("a"), CreateConfig{Bundle: dir, HostNetwork: true}); err != nil {
+	config := CreateConfig{Bundle: dir, HostNetwork: true}
+	if _, err := n.Create(t.Context(), id("a"), config); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.Start(t.Context(), id("a"), dir); err != nil {
+	if err := n.Start(t.Context(), id("a"), config); err != nil {
 		t.Fatal(err)
 	}
 	n.container(id("b"), id("a"), "sleep")
@@ -210,8 +211,8 @@ func TestCommandLines(t *testing.T) {
 	}
 	const global = " --in-sandbox-cgroup=v2 --overlay2=root:self --control-rpc-stop-timeout=0s --platform=systrap"
 	want := []string{
-		"--root ROOT --log BUNDLE/runsc.log --log-format json" + global + " --panic-log=BUNDLE/panic.log --network=host create --bundle BUNDLE --pid-file BUNDLE/pid A",
-		"--root ROOT --log BUNDLE/runsc.log --log-format json" + global + " start A",
+		"--root ROOT --log BUNDLE/runsc.log --log-format json" + global + " --network=host --panic-log=BUNDLE/panic.log create --bundle BUNDLE --pid-file BUNDLE/pid A",
+		"--root ROOT --log BUNDLE/runsc.log --log-format json" + global + " --network=host start A",
 		"--root ROOT --log OTHER/runsc.log --log-format json" + global + " run --bundle OTHER --detach B",
 		"--root ROOT" + global + " delete --force B",
 		"--root ROOT" + global + " delete --force A",
@@ -252,7 +253,7 @@ func TestErrorsHaveTheirCauseAndKind(t *testing.T) {
 				null := devNull(t)
 				err = n.Run(t.Context(), id("b"), sub, Stdio{null, null, null})
 			} else if _, err = n.Create(t.Context(), id("a"), CreateConfig{Bundle: dir}); err == nil {
-				err = n.Start(t.Context(), id("a"), dir)
+				err = n.Start(t.Context(), id("a"), CreateConfig{Bundle: dir})
 			}
 			if err == nil || err.Error() != tt.want {
 				t.Errorf("error %v, want %s", err, tt.want)
@@ -348,7 +349,7 @@ func TestDeadlines(t *testing.T) {
 		call func(ctx context.Context, n *node) error
 	}{
 		{"version", func(ctx context.Context, n *node) error { _, err := n.Version(ctx); return err }},
-		{"start", func(ctx context.Context, n *node) error { return n.Start(ctx, id("a"), n.bundle(id("a"), id("a"))) }},
+		{"start", func(ctx context.Context, n *node) error { return n.Start(ctx, id("a"), CreateConfig{Bundle: n.bundle(id("a"), id("a"))}) }},
 		{"delete", func(ctx context.Context, n *node) error { return n.Delete(ctx, id("a")) }},
 	} {
 		t.Run(tt.op, func(t *testing.T) {
