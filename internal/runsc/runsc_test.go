@@ -349,7 +349,9 @@ func TestDeadlines(t *testing.T) {
 		call func(ctx context.Context, n *node) error
 	}{
 		{"version", func(ctx context.Context, n *node) error { _, err := n.Version(ctx); return err }},
-		{"start", func(ctx context.Context, n *node) error { return n.Start(ctx, id("a"), CreateConfig{Bundle: n.bundle(id("a"), id("a"))}) }},
+		{"start", func(ctx context.Context, n *node) error {
+			return n.Start(ctx, id("a"), CreateConfig{Bundle: n.bundle(id("a"), id("a"))})
+		}},
 		{"delete", func(ctx context.Context, n *node) error { return n.Delete(ctx, id("a")) }},
 	} {
 		t.Run(tt.op, func(t *testing.T) {
