@@ -51,6 +51,10 @@ func TestAPodThatFailsLeavesNothing(t *testing.T) {
 			return nil
 		}, isAny, "sandbox creation: no space left"},
 		"creation that dies first": {func(n *node, _ *runtime.RunPodSandboxRequest) func() { n.Fault("create", fakerunsc.Die); return nil }, isAny, "137"},
+		"creation that dies before it has kept a state": {func(n *node, _ *runtime.RunPodSandboxRequest) func() {
+			n.Fault("create", fakerunsc.DieBeforeState)
+			return nil
+		}, isAny, "137"},
 		"creation that dies last": {func(n *node, _ *runtime.RunPodSandboxRequest) func() {
 			n.Fault("create", fakerunsc.DieBeforePID)
 			return nil

@@ -228,7 +228,8 @@ func (c *cli) startSandbox(id string) (int, error) {
 		return 0, err
 	}
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Args = []string{nameSandbox, c.dir, id}
+	// As the real one, by which its orphans are found.
+	cmd.Args = []string{nameSandbox, c.dir, "--root=" + c.root, id}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{l}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

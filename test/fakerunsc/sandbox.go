@@ -47,7 +47,7 @@ type sandbox struct {
 }
 
 func sandboxMain(args []string) int {
-	s := &sandbox{dir: args[0], id: args[1], started: map[key]*process{}, all: map[*process]bool{}}
+	s := &sandbox{dir: args[0], id: args[2], started: map[key]*process{}, all: map[*process]bool{}}
 	s.started[key{s.id, 0}] = nil
 	l, err := net.FileListener(os.NewFile(3, "listener"))
 	if err != nil {
