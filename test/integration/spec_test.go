@@ -179,13 +179,15 @@ func TestPIDNamespace(t *testing.T) {
 	refused(t, err, codes.InvalidArgument, "pid namespace")
 }
 
-// TestRlimits has limits that one container lowers for itself stay its own.
+// TestRlimits has every process start with all its limits. runsc keeps one set
+// for a sandbox, and what is not in a spec, or what a first process lowers for
+// itself, would otherwise be seen by all that start later.
 func TestRlimits(t *testing.T) {
 	d := newDaemon(t, noNetwork)
 	p := d.runPod(t)
 	first := p.run(t, forever)
 	before, _ := first.exec(t, "ulimit -a")
-	p.run(t, "ulimit -n 64; ulimit -c 0; "+forever)
+	p.run(t, "ulimit -n 64; ulimit -c 0; echo lowered; "+forever).waitFor(t, "lowered")
 	if after, _ := first.exec(t, "ulimit -a"); after != before {
 		t.Errorf("limits: %s\nwere: %s", after, before)
 	}
