@@ -21,6 +21,7 @@ type Kind struct {
 // LogReport is about one container that writes 200 MB in lines of 100 bytes.
 type LogReport struct {
 	MBps      float64 `json:"mb_per_s"`
+	Floor     float64 `json:"bare_runsc_to_a_file_mb_per_s"`
 	DaemonCPU float64 `json:"daemon_cpu_s"`
 }
 

@@ -11,20 +11,19 @@ import (
 	"github.com/runscd/runscd/internal/network"
 )
 
-// floor takes bare runsc through the life of a pod, with the bundles and flags
-// of one that the daemon has made, and returns the times, the CPU of a life
-// and that of an exec.
-func (n *node) floor(ctx context.Context, pods int) (Calls, float64, float64, error) {
+// floor takes bare runsc through what runscd is measured at, with the bundles
+// and flags of a pod that the daemon has made.
+func (n *node) floor(ctx context.Context, pods int, r *Report) error {
 	p, err := n.sleeper(ctx, "model", 1)
 	if err != nil {
-		return nil, 0, 0, err
+		return err
 	}
 	b, err := n.bareOf(ctx, p)
 	if err != nil {
-		return nil, 0, 0, err
+		return err
 	}
 	if err := n.remove(ctx, p); err != nil {
-		return nil, 0, 0, err
+		return err
 	}
 	defer network.RemoveNS(b.netNS)
 	watch := newStopwatch()
@@ -42,12 +41,15 @@ func (n *node) floor(ctx context.Context, pods int) (Calls, float64, float64, er
 				return b.step("delete", "--force", b.sandboxID)(ctx)
 			}},
 		}); err != nil {
-			return nil, 0, 0, err
+			return err
 		}
 	}
-	cycle := (busy() - before) / float64(pods)
-	exec, err := b.execs(ctx, 5*pods)
-	return watch.calls(), cycle, exec, err
+	r.Floor, r.FloorCPU = watch.calls(), (busy()-before)/float64(pods)
+	if r.FloorExec, err = b.execs(ctx, 5*pods); err != nil {
+		return err
+	}
+	r.Log.Floor, err = b.log(ctx)
+	return err
 }
 
 // bare is a pod to be run by runsc alone.

@@ -3,15 +3,52 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// What the container writes: a file of lines, again and again, so that making
+// the lines does not count.
 const (
-	logBytes = 200 << 20
-	logLine  = 100
+	logLine   = 100
+	logFile   = 100_000 * logLine
+	logRepeat = 20
 )
+
+// writeLog is the container's program. It tells the sandbox's uptime before and
+// after on stderr.
+func writeLog() []string {
+	line := fmt.Sprintf("%0*d", logLine-1, 7)
+	return []string{"sh", "-c", fmt.Sprintf(
+		"yes %s | head -c %d >/tmp/lines; read up rest </proc/uptime; echo up $up >&2; "+
+			"i=0; while [ $i -lt %d ]; do cat /tmp/lines; i=$((i+1)); done; read up rest </proc/uptime; echo up $up >&2",
+		line, logFile, logRepeat)}
+}
+
+// logRate is the rate between the two uptimes in what the program wrote to
+// stderr, in MB/s.
+func logRate(text string) (float64, error) {
+	var ups []float64
+	for line := range strings.Lines(text) {
+		if _, up, ok := strings.Cut(line, "up "); ok {
+			v, err := strconv.ParseFloat(strings.TrimSpace(up), 64)
+			if err != nil {
+				return 0, err
+			}
+			ups = append(ups, v)
+		}
+	}
+	if len(ups) != 2 {
+		return 0, fmt.Errorf("uptimes %v of the log's writer", ups)
+	}
+	return logFile * logRepeat / 1e6 / (ups[1] - ups[0]), nil
+}
 
 // log measures one container that writes lines as fast as it can.
 func (n *node) log(ctx context.Context) (LogReport, error) {
@@ -19,13 +56,11 @@ func (n *node) log(ctx context.Context) (LogReport, error) {
 	if err := n.runPod(ctx, p); err != nil {
 		return LogReport{}, err
 	}
-	// yes writes the line again and again, in big pieces.
-	line := fmt.Sprintf("%0*d", logLine-1, 7)
-	if err := n.create(ctx, p, "sh", "-c", fmt.Sprintf("yes %s | head -c %d", line, logBytes)); err != nil {
+	if err := n.create(ctx, p, writeLog()...); err != nil {
 		return LogReport{}, err
 	}
 	daemon := n.daemon.Process.Pid
-	before, begin := spent(daemon), time.Now()
+	before := spent(daemon)
 	if err := n.start(ctx, p); err != nil {
 		return LogReport{}, err
 	}
@@ -35,12 +70,50 @@ func (n *node) log(ctx context.Context) (LogReport, error) {
 			return LogReport{}, err
 		}
 		if s.Status.State == runtime.ContainerState_CONTAINER_EXITED {
-			took := s.Status.FinishedAt - begin.UnixNano()
-			r := LogReport{MBps: logBytes / 1e6 / time.Duration(took).Seconds(), DaemonCPU: spent(daemon) - before}
-			return r, n.remove(ctx, p)
+			break
 		}
-		if err := sleep(ctx, 20*time.Millisecond); err != nil {
+		if err := sleep(ctx, 100*time.Millisecond); err != nil {
 			return LogReport{}, err
 		}
 	}
+	cpu := spent(daemon) - before
+	told, err := exec.CommandContext(ctx, "grep", " stderr ", n.path("logs/log-c0.log")).Output()
+	if err != nil {
+		return LogReport{}, err
+	}
+	rate, err := logRate(string(told))
+	if err != nil {
+		return LogReport{}, err
+	}
+	return LogReport{MBps: rate, DaemonCPU: cpu}, n.remove(ctx, p)
+}
+
+// log has bare runsc run the same program, its output going to a file.
+func (b *bare) log(ctx context.Context) (rate float64, err error) {
+	for _, s := range []func(context.Context) error{
+		b.step("create", "--bundle", b.sandbox, b.sandboxID), b.step("start", b.sandboxID),
+		b.step("run", "--detach", "--bundle", b.container, b.containerID),
+	} {
+		if err := s(ctx); err != nil {
+			return 0, err
+		}
+	}
+	out, err := os.Create(filepath.Join(b.container, "out"))
+	if err != nil {
+		return 0, err
+	}
+	defer out.Close()
+	var told strings.Builder
+	cmd := exec.CommandContext(ctx, b.runsc, append(append(append([]string{}, b.flags...), "exec", b.containerID), writeLog()...)...)
+	cmd.Stdout, cmd.Stderr = out, &told
+	if err := cmd.Run(); err != nil {
+		return 0, fmt.Errorf("%w: %s", err, told.String())
+	}
+	if rate, err = logRate(told.String()); err != nil {
+		return 0, err
+	}
+	if err := b.step("delete", "--force", b.containerID)(ctx); err != nil {
+		return 0, err
+	}
+	return rate, b.step("delete", "--force", b.sandboxID)(ctx)
 }

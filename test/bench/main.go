@@ -109,12 +109,9 @@ func measure(ctx context.Context, node *node, n int) (*Report, error) {
 		func(ctx context.Context) (err error) { r.Sequential, r.CycleCPU, err = node.cycles(ctx, n, 1); return },
 		func(ctx context.Context) (err error) { r.AtOnce, _, err = node.cycles(ctx, 2*n, 8); return },
 		func(ctx context.Context) (err error) { r.ExecCPU, err = node.execs(ctx, 5*n); return },
-		func(ctx context.Context) (err error) {
-			r.Floor, r.FloorCPU, r.FloorExec, err = node.floor(ctx, n)
-			return
-		},
 		func(ctx context.Context) (err error) { r.CNI, err = node.plugins(ctx, n); return },
 		func(ctx context.Context) (err error) { r.Log, err = node.log(ctx); return },
+		func(ctx context.Context) error { return node.floor(ctx, n, r) },
 		func(ctx context.Context) error { return node.footprint(ctx, n, r) },
 	}
 	for _, step := range steps {
