@@ -37,6 +37,10 @@ func (r *Registry) ExecSync(ctx context.Context, id string, command []string, ti
 	if s := c.State(); s != proc.Running {
 		return nil, fmt.Errorf("container %s: %s, not running: %w", c.ID, s, errdefs.ErrFailedPrecondition)
 	}
+	init, err := r.processes.Get(c.ID)
+	if err != nil {
+		return nil, err
+	}
 	process, err := c.execProcess(command)
 	if err != nil {
 		return nil, err
@@ -46,7 +50,7 @@ func (r *Registry) ExecSync(ctx context.Context, id string, command []string, ti
 		ctx, cancel = context.WithTimeout(ctx, timeout)
 		defer cancel()
 	}
-	return execSync(ctx, c.init, process)
+	return execSync(ctx, init, process)
 }
 
 func execSync(ctx context.Context, init *proc.Init, process *specs.Process) (result *ExecResult, err error) {

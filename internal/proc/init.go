@@ -2,7 +2,6 @@ package proc
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"syscall"
@@ -38,9 +37,6 @@ type Exit struct {
 	// gone; Status is then that of a process killed with it.
 	Known bool
 }
-
-// undoTimeout bounds the removal of a container that was not started.
-const undoTimeout = 10 * time.Second
 
 // killed is the status of what ended with its sandbox.
 const killed = 128 + int(unix.SIGKILL)
@@ -156,7 +152,8 @@ func (p *Init) adopt(host HostProcess) error {
 
 // Start starts the process. A sub container gets the streams; a root container
 // has none. An error of the kind runsc.ErrNoExecutable or ErrPermissionDenied
-// is about the command itself.
+// is about the command itself. After an error Delete removes what the start has
+// left, which is something only if it was cut off.
 func (p *Init) Start(ctx context.Context, stdio runsc.Stdio) error {
 	end, err := p.life.Begin(ctx, OpStart)
 	if err != nil {
@@ -169,10 +166,7 @@ func (p *Init) Start(ctx context.Context, stdio runsc.Stdio) error {
 		}
 	} else {
 		if err := p.Runtime.Run(ctx, p.ID, p.Bundle, stdio); err != nil {
-			// runsc undoes what failed, but not what was cut off.
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-			defer cancel()
-			return errors.Join(err, p.Runtime.Delete(ctx, p.ID))
+			return err
 		}
 		go p.watch()
 	}
