@@ -47,12 +47,6 @@ const (
 	maxParams    = 5
 )
 
-// large are types with more methods than maxMethods, and how many they have: to
-// be split, and not to grow until then.
-var large = map[string]int{
-	"internal/image.Store": 37,
-}
-
 // vague are names that say nothing about what is in a package or file.
 var vague = []string{"util", "utils", "helper", "helpers", "common", "manager", "base", "types", "misc"}
 

@@ -16,7 +16,6 @@ import (
 	"github.com/containerd/containerd/v2/core/unpack"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
@@ -33,15 +32,15 @@ type fetched struct {
 	size   int64              // of manifest, configuration and compressed layers, in bytes
 }
 
-// fetch downloads and unpacks what the registry has under name. The lease of
+// fetch downloads and unpacks what the registry has under the name. The lease of
 // ctx holds the result.
-func (s *Store) fetch(ctx context.Context, name reference.Named, auth Auth) (*fetched, error) {
+func (p *pull) fetch(ctx context.Context) (*fetched, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	watch := newWatch(s.options.ProgressTimeout, cancel)
+	watch := newWatch(p.options.ProgressTimeout, cancel)
 	defer watch.stop()
 
-	f, err := s.fetchWatched(ctx, s.resolver(ctx, name, auth, watch), name)
+	f, err := p.fetchWatched(ctx, p.resolver(ctx, watch))
 	if err == nil {
 		return f, nil
 	}
@@ -51,8 +50,8 @@ func (s *Store) fetch(ctx context.Context, name reference.Named, auth Auth) (*fe
 	return nil, registryError(err)
 }
 
-func (s *Store) fetchWatched(ctx context.Context, resolver remotes.Resolver, name reference.Named) (*fetched, error) {
-	ref, target, err := resolver.Resolve(ctx, name.String())
+func (p *pull) fetchWatched(ctx context.Context, resolver remotes.Resolver) (*fetched, error) {
+	ref, target, err := resolver.Resolve(ctx, p.name.String())
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +62,7 @@ func (s *Store) fetchWatched(ctx context.Context, resolver remotes.Resolver, nam
 	if err != nil {
 		return nil, err
 	}
-	manifest, err := s.download(ctx, fetcher, target)
+	manifest, err := p.download(ctx, fetcher, target)
 	if err != nil {
 		return nil, err
 	}
@@ -71,11 +70,11 @@ func (s *Store) fetchWatched(ctx context.Context, resolver remotes.Resolver, nam
 	for _, l := range manifest.Layers {
 		f.size += l.Size
 	}
-	spec, err := s.spec(ctx, f.id.String())
+	spec, err := p.spec(ctx, f.id.String())
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.snapshots.Stat(ctx, chainID(spec)); err != nil {
+	if _, err := p.snapshots.Stat(ctx, chainID(spec)); err != nil {
 		return nil, fmt.Errorf("layers: %w", err)
 	}
 	return f, nil
@@ -83,35 +82,35 @@ func (s *Store) fetchWatched(ctx context.Context, resolver remotes.Resolver, nam
 
 // download fetches the blobs that target leads to on this platform, unpacks the
 // layers among them as they arrive, and returns the manifest that it chose.
-func (s *Store) download(ctx context.Context, fetcher remotes.Fetcher, target ocispec.Descriptor) (*ocispec.Manifest, error) {
+func (p *pull) download(ctx context.Context, fetcher remotes.Fetcher, target ocispec.Descriptor) (*ocispec.Manifest, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	platform := platforms.Default()
-	unpacker, err := unpack.NewUnpacker(ctx, s.content,
+	unpacker, err := unpack.NewUnpacker(ctx, p.content,
 		unpack.WithUnpackPlatform(unpack.Platform{
 			Platform:                platform,
 			SnapshotterKey:          snapshotter,
-			Snapshotter:             s.snapshots,
+			Snapshotter:             p.snapshots,
 			SnapshotterCapabilities: []string{snapshots.RebaseCap},
-			Applier:                 layerApplier{apply.NewFileSystemApplier(s.content)},
+			Applier:                 layerApplier{apply.NewFileSystemApplier(p.content)},
 			// Without it a layer whose snapshot is recorded may be full of
 			// empty files after a power loss (containerd#10457).
 			ApplyOpts: []diff.ApplyOpt{diff.WithSyncFs(true)},
 		}),
-		unpack.WithDuplicationSuppressor(&s.locks),
+		unpack.WithDuplicationSuppressor(&p.locks),
 		// Fetches also the blobs of layers that are unpacked already, and
 		// above all leaves no fetch running behind when it fails.
 		unpack.WithFetchAllContent(),
 		// Of this pull alone: a layer waits for its download with the limit
 		// taken, and a slow registry must not hold up other pulls.
-		unpack.WithUnpackLimiter(semaphore.NewWeighted(int64(s.options.Unpacks))),
+		unpack.WithUnpackLimiter(semaphore.NewWeighted(int64(p.options.Unpacks))),
 	)
 	if err != nil {
 		return nil, err
 	}
 	manifest := new(ocispec.Manifest)
-	children := images.SetChildrenLabels(s.content, onePlatform(images.ChildrenHandler(s.content), platform))
-	handler := unpacker.Unpack(images.Handlers(s.fetchBlob(fetcher), s.check(manifest), children))
+	children := images.SetChildrenLabels(p.content, onePlatform(images.ChildrenHandler(p.content), platform))
+	handler := unpacker.Unpack(images.Handlers(p.fetchBlob(fetcher), p.check(manifest), children))
 	if err := images.Dispatch(ctx, handler, nil, target); err != nil {
 		cancel()
 		_, _ = unpacker.Wait() // ends because of the same error
@@ -134,7 +133,7 @@ func (a layerApplier) Apply(ctx context.Context, desc ocispec.Descriptor, mounts
 }
 
 // fetchBlob gets a blob into the content store.
-func (s *Store) fetchBlob(fetcher remotes.Fetcher) images.HandlerFunc {
+func (p *pull) fetchBlob(fetcher remotes.Fetcher) images.HandlerFunc {
 	return func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 		if !images.IsLayerType(desc.MediaType) && desc.Size > maxJSON {
 			return nil, fmt.Errorf("blob %s of type %q has %d bytes, more than %d: %w",
@@ -142,11 +141,11 @@ func (s *Store) fetchBlob(fetcher remotes.Fetcher) images.HandlerFunc {
 		}
 		// The manifest must not send this daemon to addresses of its choice.
 		desc.URLs = nil
-		err := remotes.Fetch(ctx, s.content, fetcher, desc)
+		err := remotes.Fetch(ctx, p.content, fetcher, desc)
 		if errdefs.IsFailedPrecondition(err) {
 			// The blob is not what its descriptor says. Left there, the bad
 			// download would be resumed for ever (containerd#3974).
-			return nil, errors.Join(err, s.content.Abort(context.WithoutCancel(ctx), remotes.MakeRefKey(ctx, desc)))
+			return nil, errors.Join(err, p.content.Abort(context.WithoutCancel(ctx), remotes.MakeRefKey(ctx, desc)))
 		}
 		if errdefs.IsAlreadyExists(err) {
 			err = nil
@@ -158,18 +157,18 @@ func (s *Store) fetchBlob(fetcher remotes.Fetcher) images.HandlerFunc {
 // check refuses, before any layer is fetched, what cannot become a root file
 // system on this machine. It stores the manifest, of which there is only one:
 // see onePlatform.
-func (s *Store) check(manifest *ocispec.Manifest) images.HandlerFunc {
+func (p *pull) check(manifest *ocispec.Manifest) images.HandlerFunc {
 	return func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 		switch {
 		case images.IsManifestType(desc.MediaType):
-			m, err := readJSON[ocispec.Manifest](ctx, s.content, desc)
+			m, err := readJSON[ocispec.Manifest](ctx, p.content, desc)
 			if err != nil {
 				return nil, err
 			}
 			*manifest = *m
 			return nil, checkManifest(m)
 		case images.IsConfigType(desc.MediaType):
-			spec, err := readJSON[ocispec.Image](ctx, s.content, desc)
+			spec, err := readJSON[ocispec.Image](ctx, p.content, desc)
 			if err != nil {
 				return nil, err
 			}

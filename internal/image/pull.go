@@ -80,7 +80,8 @@ func (s *Store) join(key flightKey, name reference.Named) (*flight, error) {
 		f = &flight{cancel: cancel, done: make(chan struct{})}
 		s.flights[key] = f
 		s.wg.Go(func() {
-			f.image, f.err = s.pull(ctx, name, key.auth)
+			p := &pull{Store: s, name: name, auth: key.auth}
+			f.image, f.err = p.run(ctx)
 			s.mu.Lock()
 			s.forget(key, f)
 			s.mu.Unlock()
@@ -110,39 +111,46 @@ func (s *Store) forget(key flightKey, f *flight) {
 	}
 }
 
-func (s *Store) pull(ctx context.Context, name reference.Named, auth Auth) (*Image, error) {
-	img, err := s.pullAlone(ctx, name, auth)
+// pull is one pull of an image.
+type pull struct {
+	*Store
+	name reference.Named
+	auth Auth
+}
+
+func (p *pull) run(ctx context.Context) (*Image, error) {
+	img, err := p.runAlone(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("image %s: pull: %w", name, err)
+		return nil, fmt.Errorf("image %s: pull: %w", p.name, err)
 	}
 	return img, nil
 }
 
-// pullAlone waits for pulls of the same name with other credentials: the lease
+// runAlone waits for pulls of the same name with other credentials: the lease
 // is of the name. It asks the registry all the same, which may refuse.
-func (s *Store) pullAlone(ctx context.Context, name reference.Named, auth Auth) (*Image, error) {
-	key := "pull://" + name.String()
-	if err := s.locks.Lock(ctx, key); err != nil {
+func (p *pull) runAlone(ctx context.Context) (*Image, error) {
+	key := "pull://" + p.name.String()
+	if err := p.locks.Lock(ctx, key); err != nil {
 		return nil, err
 	}
-	defer s.locks.Unlock(key)
+	defer p.locks.Unlock(key)
 
-	lease := leases.Lease{ID: "pull-" + digest.FromString(name.String()).Encoded()}
-	if err := s.renew(ctx, lease, pullLease); err != nil {
+	lease := leases.Lease{ID: "pull-" + digest.FromString(p.name.String()).Encoded()}
+	if err := p.renew(ctx, lease, pullLease); err != nil {
 		return nil, err
 	}
-	f, err := s.fetch(leases.WithLease(ctx, lease.ID), name, auth)
+	f, err := p.fetch(leases.WithLease(ctx, lease.ID))
 	if err == nil {
-		err = s.record(ctx, name, f)
+		err = p.record(ctx, p.name, f)
 	}
 	if err != nil {
-		return nil, errors.Join(err, s.renew(context.WithoutCancel(ctx), lease, resumeLease))
+		return nil, errors.Join(err, p.renew(context.WithoutCancel(ctx), lease, resumeLease))
 	}
 	// From here on the records hold the image.
-	if err := s.leases.Delete(ctx, lease); err != nil {
+	if err := p.leases.Delete(ctx, lease); err != nil {
 		return nil, err
 	}
-	return s.Get(ctx, name.String())
+	return p.Get(ctx, p.name.String())
 }
 
 // renew lets a lease expire in d, and makes it if it is not there. What it

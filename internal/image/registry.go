@@ -24,18 +24,18 @@ import (
 // maxWords bounds what a registry may say in an error, in bytes.
 const maxWords = 300
 
-// resolver speaks to the registry of name and to its mirrors.
-func (s *Store) resolver(ctx context.Context, name reference.Named, auth Auth, watch *watch) remotes.Resolver {
-	registry := reference.Domain(name)
+// resolver speaks to the registry of the image and to its mirrors.
+func (p *pull) resolver(ctx context.Context, watch *watch) remotes.Resolver {
+	registry := reference.Domain(p.name)
 	options := config.HostOptions{
-		Credentials: auth.credentialsFor(registry),
+		Credentials: p.auth.credentialsFor(registry),
 		UpdateClient: func(c *http.Client) error {
 			c.Transport = &watchedTransport{next: c.Transport, watch: watch}
 			return nil
 		},
 	}
-	if s.options.CertsDir != "" {
-		options.HostDir = config.HostDirFromRoot(s.options.CertsDir)
+	if p.options.CertsDir != "" {
+		options.HostDir = config.HostDirFromRoot(p.options.CertsDir)
 	}
 	// Once for resolving and fetching, which so share connections and tokens.
 	hosts := sync.OnceValues(func() ([]docker.RegistryHost, error) {
@@ -43,9 +43,9 @@ func (s *Store) resolver(ctx context.Context, name reference.Named, auth Auth, w
 		if err != nil {
 			return nil, fmt.Errorf("configuration of registry %s: %w", registry, err)
 		}
-		if auth.RegistryToken != "" && auth.isFor(registry) {
+		if p.auth.RegistryToken != "" && p.auth.isFor(registry) {
 			for i := range hosts {
-				hosts[i].Authorizer = &tokenAuthorizer{registry: registry, token: auth.RegistryToken, next: hosts[i].Authorizer}
+				hosts[i].Authorizer = &tokenAuthorizer{registry: registry, token: p.auth.RegistryToken, next: hosts[i].Authorizer}
 			}
 		}
 		return hosts, nil
@@ -54,7 +54,7 @@ func (s *Store) resolver(ctx context.Context, name reference.Named, auth Auth, w
 		Hosts: func(string) ([]docker.RegistryHost, error) { return hosts() },
 	})
 	if r, ok := resolver.(remotes.ResolverWithOptions); ok {
-		r.SetOptions(transfer.WithDownloadLimiter(semaphore.NewWeighted(int64(s.options.Downloads))))
+		r.SetOptions(transfer.WithDownloadLimiter(semaphore.NewWeighted(int64(p.options.Downloads))))
 	}
 	return resolver
 }
