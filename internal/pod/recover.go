@@ -220,12 +220,8 @@ func (c *Container) recover(ctx context.Context) error {
 		}
 		return err
 	}
-	c.output, err = c.openOutput(c.Facts().LogPath)
-	if err != nil {
-		// What it writes must go somewhere, or it would stop.
-		var discarded error
-		c.output, discarded = c.openOutput("")
-		err = errors.Join(err, discarded)
+	if c.Pod.Facts().Boot == c.Pod.home.boot { // of an earlier one no output is left
+		err = c.recoverOutput()
 	}
 	if state == proc.Created {
 		// The daemon died between the start and its record: believe the sandbox.
@@ -233,6 +229,17 @@ func (c *Container) recover(ctx context.Context) error {
 	}
 	go c.watch()
 	return err
+}
+
+// recoverOutput goes on with the container's log. If that cannot be opened what
+// the container writes must go somewhere nonetheless, or it would stop.
+func (c *Container) recoverOutput() (err error) {
+	if c.output, err = c.openOutput(c.Facts().LogPath); err == nil {
+		return nil
+	}
+	var discarded error
+	c.output, discarded = c.openOutput("")
+	return errors.Join(err, discarded)
 }
 
 // removeStrays removes what the host holds for ids that have no record.
