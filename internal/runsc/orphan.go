@@ -20,20 +20,19 @@ import (
 // process, if it still runs, the sandbox without a state file, and their
 // cgroups. It is for a sandbox that has no other process.
 func (r *Runtime) Reclaim(ctx context.Context, id, bundle string) error {
-	// A create that is killed can no longer start a sandbox, but may have
-	// started one after the processes were listed: so until there is none.
-	for {
+	// Twice in a row there must be none: a sandbox that was started after the
+	// list of processes was made is not on it, and the create that started it
+	// may have ended before its name was read.
+	for empty := 0; empty < 2; empty++ {
 		found, err := r.processesOf(id)
 		if err != nil {
 			return err
-		}
-		if len(found) == 0 {
-			break
 		}
 		for _, pid := range found {
 			if err := endProcess(ctx, pid); err != nil {
 				return fmt.Errorf("process %d of sandbox %s: %w", pid, id, err)
 			}
+			empty = -1
 		}
 	}
 	return removeCgroups(bundle)
