@@ -147,6 +147,10 @@ func (p *Pod) discard(ctx context.Context) error {
 
 // forget removes the pod's directory and, last, its record.
 func (p *Pod) forget() error {
+	// A start of a container that was under way has made runsc's lock anew.
+	if err := p.init.Runtime.Forget(p.ID); err != nil {
+		return err
+	}
 	if err := os.RemoveAll(p.home.podDir(p.ID)); err != nil {
 		return err
 	}
