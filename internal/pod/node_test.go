@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	runc "github.com/containerd/go-runc"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -28,17 +27,11 @@ import (
 	"github.com/runscd/runscd/test/fakerunsc"
 )
 
-// reaper is the one of this process: two would take each other for the owner
-// of an orphan.
+// reaper is the one of this process; see fakerunsc.Main.
 var reaper *monitor.Monitor
 
 func TestMain(m *testing.M) {
-	fakerunsc.Main()
-	var err error
-	if reaper, err = monitor.New(); err != nil {
-		panic(err)
-	}
-	runc.Monitor = reaper
+	reaper = fakerunsc.Main()
 	logrus.SetLevel(logrus.FatalLevel) // faults are what is tested here
 	os.Exit(m.Run())
 }

@@ -14,21 +14,14 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	runc "github.com/containerd/go-runc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/runscd/runscd/internal/monitor"
 	"github.com/runscd/runscd/test/fakerunsc"
 )
 
 func TestMain(m *testing.M) {
 	fakerunsc.Main()
-	reaper, err := monitor.New()
-	if err != nil {
-		panic(err)
-	}
-	runc.Monitor = reaper
 	os.Exit(m.Run())
 }
 

@@ -33,7 +33,10 @@ import (
 	"testing"
 	"time"
 
+	runc "github.com/containerd/go-runc"
 	"golang.org/x/sys/unix"
+
+	"github.com/runscd/runscd/internal/monitor"
 )
 
 // The names by which the binary knows what it is.
@@ -43,8 +46,10 @@ const (
 )
 
 // Main is for the begin of TestMain. In a process that was run as runsc it does
-// not return.
-func Main() {
+// not return; in the test's it makes and returns the reaper of the process, which
+// go-runc uses too. There must be one only: two would take each other for the owner
+// of an orphan.
+func Main() *monitor.Monitor {
 	switch filepath.Base(os.Args[0]) {
 	case nameCLI:
 		os.Exit(command(os.Args[1:]))
@@ -53,6 +58,12 @@ func Main() {
 	}
 	// A race detector's process would sleep for a second before its end.
 	os.Setenv("GORACE", "atexit_sleep_ms=0")
+	reaper, err := monitor.New()
+	if err != nil {
+		panic(err)
+	}
+	runc.Monitor = reaper
+	return reaper
 }
 
 // Fake is a fake runsc with faults of its own.
