@@ -238,8 +238,13 @@ func manyParams(d *dir) []finding {
 	return d.funcs(func(f *file, fn *ast.FuncDecl) []finding {
 		n := 0
 		for _, p := range fn.Type.Params.List {
-			if selected(p.Type) != "context.Context" {
-				n += max(1, len(p.Names))
+			if selected(p.Type) == "context.Context" {
+				continue
+			}
+			for _, name := range p.Names {
+				if name.Name != "_" { // it is there for an interface's sake
+					n++
+				}
 			}
 		}
 		if n > maxParams {

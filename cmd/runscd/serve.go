@@ -90,9 +90,14 @@ func serve(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return err
 	}
+	sessions, err := openSessions(pods, c.Streaming)
+	if err != nil {
+		return err
+	}
+	defer sessions.Close()
 	server := grpc.NewServer(cri.ServerOptions()...)
 	runtime.RegisterRuntimeServiceServer(server, cri.NewRuntimeServer(pods, cri.Options{
-		Version: version, SystemdCgroup: pods.SystemdCgroup, Info: info,
+		Version: version, SystemdCgroup: pods.SystemdCgroup, Sessions: sessions, Info: info,
 	}))
 	runtime.RegisterImageServiceServer(server, cri.NewImageServer(images, func(handler string) error {
 		_, err := pods.Handler(handler)

@@ -32,11 +32,12 @@ type Config struct {
 	Socket      string `toml:"socket" comment:"Unix socket of the CRI. Empty: runscd.sock in the state directory."`
 	SocketGroup string `toml:"socket_group" comment:"Group, by name or number, that may use the socket. Empty: that of the daemon."`
 
-	Log     Log     `toml:"log"`
-	Cgroup  Cgroup  `toml:"cgroup"`
-	Runtime Runtime `toml:"runtime"`
-	Network Network `toml:"network"`
-	Image   Image   `toml:"image"`
+	Log       Log       `toml:"log"`
+	Cgroup    Cgroup    `toml:"cgroup"`
+	Runtime   Runtime   `toml:"runtime"`
+	Network   Network   `toml:"network"`
+	Image     Image     `toml:"image"`
+	Streaming Streaming `toml:"streaming"`
 }
 
 // Log says what is logged, to stderr.
@@ -80,6 +81,16 @@ type Image struct {
 	ParallelDownloads int      `toml:"parallel_downloads" comment:"Layers of one image that are downloaded at the same time."`
 }
 
+// Streaming says how the kubelet reaches the sessions of exec, attach and
+// port-forward.
+type Streaming struct {
+	Address     string   `toml:"address" comment:"Host and port of the HTTP server; port 0 is any that is free. Beyond loopback only with TLS."`
+	BaseURL     string   `toml:"base_url" comment:"What the URLs of sessions begin with, where clients reach the server by another name. Empty: the address."`
+	TLSCert     string   `toml:"tls_cert" comment:"PEM file of the certificate chain, read at each connection. Empty: no TLS."`
+	TLSKey      string   `toml:"tls_key" comment:"PEM file of the certificate's key."`
+	IdleTimeout Duration `toml:"idle_timeout" comment:"A connection on which nothing was sent or received for so long is ended, and its session."`
+}
+
 // Duration is a time span, in TOML a string like "1m30s".
 type Duration time.Duration
 
@@ -116,6 +127,10 @@ func Default() *Config {
 			Pinned:            []string{},
 			ProgressTimeout:   Duration(5 * time.Minute),
 			ParallelDownloads: 3,
+		},
+		Streaming: Streaming{
+			Address:     "127.0.0.1:0",
+			IdleTimeout: Duration(4 * time.Hour), // the kubelet's
 		},
 	}
 }

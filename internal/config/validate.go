@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -64,6 +66,7 @@ func (c *Config) Validate() error {
 	p.runtime(c.Runtime)
 	p.network(c.Network)
 	p.image(c.Image)
+	p.streaming(c.Streaming)
 	return errors.Join(p...)
 }
 
@@ -141,6 +144,36 @@ func (p *problems) image(i Image) {
 	}
 	if i.ParallelDownloads < 1 {
 		p.add("image.parallel_downloads", strconv.Itoa(i.ParallelDownloads), "less than 1")
+	}
+}
+
+func (p *problems) streaming(s Streaming) {
+	host, port, err := net.SplitHostPort(s.Address)
+	ip := net.ParseIP(host)
+	if err != nil {
+		p.add("streaming.address", s.Address, "not a host and a port")
+	} else if ip == nil && host != "localhost" {
+		p.add("streaming.address", s.Address, "its host is no IP address")
+	} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		p.add("streaming.address", s.Address, "its port is not a number up to 65535")
+	}
+	// Who has seen the URL of a session may begin it.
+	if ip != nil && !ip.IsLoopback() && s.TLSCert == "" {
+		p.add("streaming.address", s.Address, "beyond loopback without tls_cert")
+	}
+	if u, err := url.Parse(s.BaseURL); s.BaseURL != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
+		p.add("streaming.base_url", s.BaseURL, "not an absolute URL of http or https")
+	}
+	for key, path := range map[string]string{"streaming.tls_cert": s.TLSCert, "streaming.tls_key": s.TLSKey} {
+		if path != "" {
+			p.absolute(key, path)
+		}
+	}
+	if (s.TLSCert == "") != (s.TLSKey == "") {
+		p.add("streaming.tls_key", s.TLSKey, "certificate and key go together")
+	}
+	if s.IdleTimeout <= 0 {
+		p.add("streaming.idle_timeout", time.Duration(s.IdleTimeout).String(), "not positive")
 	}
 }
 

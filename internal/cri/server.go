@@ -31,6 +31,7 @@ type RuntimeServer struct {
 type Options struct {
 	Version       string            // runscd's own, semantic
 	SystemdCgroup bool              // the cgroup driver that the kubelet has to use
+	Sessions      Sessions          // of exec, attach and port-forward
 	Info          map[string]string // further JSON for the verbose Status, by key
 }
 

@@ -1,0 +1,25 @@
+package pod
+
+import (
+	"context"
+	"io"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/runscd/runscd/internal/stdio"
+)
+
+// Exec is still to come.
+func (r *Registry) Exec(context.Context, string, []string, bool, stdio.Streams) (int, error) {
+	return 0, errdefs.ErrNotImplemented
+}
+
+// Attach is still to come.
+func (r *Registry) Attach(context.Context, string, stdio.Streams) error {
+	return errdefs.ErrNotImplemented
+}
+
+// PortForward is still to come.
+func (r *Registry) PortForward(context.Context, string, uint16, io.ReadWriteCloser) error {
+	return errdefs.ErrNotImplemented
+}
