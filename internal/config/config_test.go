@@ -232,6 +232,14 @@ func TestValidate(t *testing.T) {
 		"image.pinned = ['']":                                    `image.pinned = "": not a reference`,
 		"image.progress_timeout = '-1s'":                         `image.progress_timeout = "-1s": negative`,
 		"image.parallel_downloads = 0":                           `image.parallel_downloads = "0": less than 1`,
+		"streaming.address = 'localhost'":                        `streaming.address = "localhost": not a host and a port`,
+		"streaming.address = 'node:1'":                           `streaming.address = "node:1": its host is no IP address`,
+		"streaming.address = '127.0.0.1:65536'":                  `streaming.address = "127.0.0.1:65536": its port is not a number`,
+		"streaming.address = '0.0.0.0:10010'":                    `streaming.address = "0.0.0.0:10010": beyond loopback without tls_cert`,
+		"streaming.base_url = '/cri'":                            `streaming.base_url = "/cri": not an absolute URL`,
+		"streaming.tls_cert = '/c'":                              `streaming.tls_key = "": certificate and key go together`,
+		"streaming = {tls_cert = 'c', tls_key = '/k'}":           `streaming.tls_cert = "c": not an absolute path`,
+		"streaming.idle_timeout = '0s'":                          `streaming.idle_timeout = "0s": not positive`,
 		"log.level = ''\nnetwork.mode = ''\ncgroup.driver = 'x'": `network.mode = "": not one of`,
 	} {
 		t.Run(content, func(t *testing.T) {

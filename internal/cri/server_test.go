@@ -79,7 +79,7 @@ func newServer(t *testing.T) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{RuntimeServiceClient: client(t, NewRuntimeServer(pods, Options{Version: "1.2.3"})), pods: pods, t: t, logs: t.TempDir()}
+	s := &server{RuntimeServiceClient: client(t, NewRuntimeServer(pods, Options{Version: "1.2.3", Sessions: fakeSessions{}})), pods: pods, t: t, logs: t.TempDir()}
 	t.Cleanup(func() {
 		for _, p := range pods.Pods() {
 			if err := pods.RemovePod(context.Background(), p.ID); err != nil {
@@ -406,7 +406,7 @@ func TestBadRequests(t *testing.T) {
 			t.Errorf("%s of what is not there: %v", name, err)
 		}
 	}
-	if _, err := s.Attach(ctx, &runtime.AttachRequest{}); grpcstatus.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "Attach") {
+	if _, err := s.CheckpointPod(ctx, &runtime.CheckpointPodRequest{}); grpcstatus.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "CheckpointPod") {
 		t.Errorf("an RPC that is not there: %v", err)
 	}
 	if pods := s.pods.Pods(); len(pods) != 1 || len(s.pods.Containers()) != 0 {
