@@ -99,18 +99,3 @@ func (n *node) cycles(ctx context.Context, pods, atOnce int) (Calls, float64, er
 	err := g.Wait()
 	return watch.calls(), (busy() - before) / float64(pods), err
 }
-
-// execs returns the CPU that an ExecSync costs.
-func (n *node) execs(ctx context.Context, count int) (float64, error) {
-	p, err := n.sleeper(ctx, "execs", 1)
-	if err != nil {
-		return 0, err
-	}
-	before := busy()
-	for range count {
-		if err := n.execTrue(ctx, p); err != nil {
-			return 0, err
-		}
-	}
-	return (busy() - before) / float64(count), n.remove(ctx, p)
-}

@@ -20,9 +20,16 @@ type Kind struct {
 
 // LogReport is about one container that writes 200 MB in lines of 100 bytes.
 type LogReport struct {
-	MBps      float64 `json:"mb_per_s"`
-	Floor     float64 `json:"bare_runsc_to_a_file_mb_per_s"`
-	DaemonCPU float64 `json:"daemon_cpu_s"`
+	MBps      float64       `json:"mb_per_s"`
+	Floor     float64       `json:"bare_runsc_to_a_file_mb_per_s,omitempty"`
+	DaemonCPU float64       `json:"daemon_cpu_s"`
+	Attached  *AttachReport `json:"attached,omitempty"`
+}
+
+// AttachReport is of what attached clients got of it.
+type AttachReport struct {
+	MBps   float64 `json:"mb_per_s_of_all"`
+	CutOff int     `json:"cut_off"` // for not keeping up
 }
 
 const tick = 10 * time.Millisecond // USER_HZ is 100 on every Linux that Go knows

@@ -45,7 +45,7 @@ func (n *node) floor(ctx context.Context, pods int, r *Report) error {
 		}
 	}
 	r.Floor, r.FloorCPU = watch.calls(), (busy()-before)/float64(pods)
-	if r.FloorExec, err = b.execs(ctx, 5*pods); err != nil {
+	if r.Exec.Floor, err = b.execs(ctx, 10*pods); err != nil {
 		return err
 	}
 	r.Log.Floor, err = b.log(ctx)
@@ -136,27 +136,24 @@ func (b *bare) step(args ...string) func(context.Context) error {
 	}
 }
 
-// execs returns the CPU that an exec costs.
-func (b *bare) execs(ctx context.Context, count int) (cpu float64, err error) {
+// execs measures runsc exec.
+func (b *bare) execs(ctx context.Context, count int) (map[string]Execs, error) {
 	for _, s := range []func(context.Context) error{
 		b.step("create", "--bundle", b.sandbox, b.sandboxID), b.step("start", b.sandboxID),
 		b.step("run", "--detach", "--bundle", b.container, b.containerID),
 	} {
 		if err := s(ctx); err != nil {
-			return 0, err
+			return nil, err
 		}
 	}
-	before := busy()
-	for range count {
-		if err := b.step("exec", b.containerID, "true")(ctx); err != nil {
-			return 0, err
-		}
+	found, err := execsAtOnce(ctx, count, b.step("exec", b.containerID, "true"))
+	if err != nil {
+		return nil, err
 	}
-	cpu = (busy() - before) / float64(count)
 	if err := b.step("delete", "--force", b.containerID)(ctx); err != nil {
-		return 0, err
+		return nil, err
 	}
-	return cpu, b.step("delete", "--force", b.sandboxID)(ctx)
+	return found, b.step("delete", "--force", b.sandboxID)(ctx)
 }
 
 // plugins measures the CNI plugins alone.

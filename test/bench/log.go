@@ -50,9 +50,23 @@ func logRate(text string) (float64, error) {
 	return logFile * logRepeat / 1e6 / (ups[1] - ups[0]), nil
 }
 
+// logs measures a container's log without attached clients and with some.
+func (n *node) logs(ctx context.Context, r *Report) (err error) {
+	if r.Log, err = n.log(ctx, 0); err != nil {
+		return err
+	}
+	r.Attached = map[string]LogReport{}
+	for _, clients := range []int{1, 8} {
+		if r.Attached[fmt.Sprint(clients)], err = n.log(ctx, clients); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // log measures one container that writes lines as fast as it can.
-func (n *node) log(ctx context.Context) (LogReport, error) {
-	p := n.newPod("log")
+func (n *node) log(ctx context.Context, clients int) (LogReport, error) {
+	p := n.newPod(fmt.Sprintf("log%d", clients))
 	if err := n.runPod(ctx, p); err != nil {
 		return LogReport{}, err
 	}
@@ -62,6 +76,10 @@ func (n *node) log(ctx context.Context) (LogReport, error) {
 	daemon := n.daemon.Process.Pid
 	before := spent(daemon)
 	if err := n.start(ctx, p); err != nil {
+		return LogReport{}, err
+	}
+	attached, err := n.attach(ctx, p.containers[0], clients)
+	if err != nil {
 		return LogReport{}, err
 	}
 	for {
@@ -77,7 +95,7 @@ func (n *node) log(ctx context.Context) (LogReport, error) {
 		}
 	}
 	cpu := spent(daemon) - before
-	told, err := exec.CommandContext(ctx, "grep", " stderr ", n.path("logs/log-c0.log")).Output()
+	told, err := exec.CommandContext(ctx, "grep", " stderr ", n.path("logs/"+p.config.Metadata.Name+"-c0.log")).Output()
 	if err != nil {
 		return LogReport{}, err
 	}
@@ -85,7 +103,12 @@ func (n *node) log(ctx context.Context) (LogReport, error) {
 	if err != nil {
 		return LogReport{}, err
 	}
-	return LogReport{MBps: rate, DaemonCPU: cpu}, n.remove(ctx, p)
+	r := LogReport{MBps: rate, DaemonCPU: cpu}
+	if clients > 0 {
+		got := attached.end()
+		r.Attached = &got
+	}
+	return r, n.remove(ctx, p)
 }
 
 // log has bare runsc run the same program, its output going to a file.

@@ -92,14 +92,15 @@ type Report struct {
 	AtOnce     Calls           `json:"runscd_8_at_once"`
 	CycleCPU   float64         `json:"runscd_cpu_ms_per_pod_cycle"`
 	FloorCPU   float64         `json:"bare_runsc_cpu_ms_per_pod_cycle"`
-	ExecCPU    float64         `json:"runscd_cpu_ms_per_exec"`
-	FloorExec  float64         `json:"bare_runsc_cpu_ms_per_exec"`
+	Exec       ExecReport      `json:"exec"`
 	Memory     map[string]Kind `json:"per_pod_of_one_container"`
 	PSS        float64         `json:"pss_kib_per_pod"`
 	DaemonPSS  float64         `json:"daemon_pss_kib"`
 	Daemon     float64         `json:"daemon_private_kib_per_pod_of_two_containers"`
 	IdleCPU    float64         `json:"idle_cpu_percent_of_a_core"`
 	Log        LogReport       `json:"log"`
+	// Attached is Log with clients attached, by their number.
+	Attached map[string]LogReport `json:"log_with_attached_clients"`
 }
 
 func measure(ctx context.Context, node *node, n int) (*Report, error) {
@@ -108,9 +109,9 @@ func measure(ctx context.Context, node *node, n int) (*Report, error) {
 		func(ctx context.Context) error { return node.warmUp(ctx) },
 		func(ctx context.Context) (err error) { r.Sequential, r.CycleCPU, err = node.cycles(ctx, n, 1); return },
 		func(ctx context.Context) (err error) { r.AtOnce, _, err = node.cycles(ctx, 2*n, 8); return },
-		func(ctx context.Context) (err error) { r.ExecCPU, err = node.execs(ctx, 5*n); return },
+		func(ctx context.Context) error { return node.execs(ctx, 10*n, &r.Exec) },
 		func(ctx context.Context) (err error) { r.CNI, err = node.plugins(ctx, n); return },
-		func(ctx context.Context) (err error) { r.Log, err = node.log(ctx); return },
+		func(ctx context.Context) error { return node.logs(ctx, r) },
 		func(ctx context.Context) error { return node.floor(ctx, n, r) },
 		func(ctx context.Context) error { return node.footprint(ctx, n, r) },
 	}
