@@ -2,6 +2,7 @@ package proc
 
 import (
 	"context"
+	"os"
 	"syscall"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 type ExecConfig struct {
 	Process *specs.Process
 	Stdio   runsc.Stdio // given to the process; the caller keeps its own ends
+	Program *os.File    // run in place of the command; see runsc.Control.Exec
 }
 
 // execTimeout bounds how long a sandbox may take to start a process. It needs
@@ -40,7 +42,7 @@ func (p *Init) Exec(ctx context.Context, c ExecConfig) (*Exec, error) {
 	// and nobody know of it.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), execTimeout)
 	defer cancel()
-	pid, err := p.control.Exec(ctx, p.ID, c.Process, c.Stdio)
+	pid, err := p.control.Exec(ctx, p.ID, c.Process, c.Stdio, c.Program)
 	if err != nil {
 		return nil, err
 	}

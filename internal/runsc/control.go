@@ -112,21 +112,27 @@ func (c *Control) Signal(ctx context.Context, id string, pid int, sig unix.Signa
 }
 
 // Exec starts a process in a running container with the given standard streams
-// and returns its process id, as the sandbox numbers it.
-func (c *Control) Exec(ctx context.Context, id string, p *specs.Process, stdio Stdio) (int, error) {
+// and returns its process id, as the sandbox numbers it. The program is the first
+// of the arguments, or program unless that is nil: a static one, open for reading
+// only, that need not be in the container's file system.
+func (c *Control) Exec(ctx context.Context, id string, p *specs.Process, stdio Stdio, program *os.File) (int, error) {
 	args, err := newExecArgs(id, p)
 	if err != nil {
 		return 0, err
 	}
+	files := []*os.File{stdio.In, stdio.Out, stdio.Err}
+	if program != nil {
+		files = append(files, program) // one more than there are GuestFDs
+	}
 	var pid int
-	err = c.call(ctx, "ExecuteAsync", args, []*os.File{stdio.In, stdio.Out, stdio.Err}, &pid)
+	err = c.call(ctx, "ExecuteAsync", args, files, &pid)
 	return pid, err
 }
 
 // call makes one call on a connection of its own and decodes the answer into
 // result unless that is nil.
 func (c *Control) call(ctx context.Context, method string, arg any, files []*os.File, result any) error {
-	conn, err := dial(c.runtime.socket(c.sandbox))
+	conn, err := dial(ctx, c.runtime.socket(c.sandbox))
 	if err != nil {
 		return fmt.Errorf("control socket of sandbox %s: %w: %w", c.sandbox, err, errdefs.ErrUnavailable)
 	}
@@ -179,8 +185,11 @@ func send(conn *net.UnixConn, call any, files []*os.File) error {
 	return err
 }
 
+// dialPause is between the tries of a dial when too many dial at once.
+const dialPause = time.Millisecond
+
 // dial connects to a unix socket at a path of any length.
-func dial(path string) (*net.UnixConn, error) {
+func dial(ctx context.Context, path string) (*net.UnixConn, error) {
 	const longest = 107 // bytes in sun_path, less the final zero
 	if len(path) > longest {
 		dir, err := os.Open(filepath.Dir(path))
@@ -190,7 +199,18 @@ func dial(path string) (*net.UnixConn, error) {
 		defer dir.Close()
 		path = "/proc/self/fd/" + strconv.Itoa(int(dir.Fd())) + "/" + filepath.Base(path)
 	}
-	return net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+	for {
+		conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+		if !errors.Is(err, unix.EAGAIN) {
+			return conn, err
+		}
+		// The sentry keeps 16 waiting, and no event tells when there is room.
+		select {
+		case <-time.After(dialPause):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // exitStatus turns a wait status into the number that a shell would show.

@@ -86,7 +86,7 @@ func TestExec(t *testing.T) {
 		}
 		t.Cleanup(func() { out.Close() })
 		defer w.Close()
-		pid, err := c.Exec(t.Context(), id("b"), &specs.Process{Args: args}, Stdio{devNull(t), w, w})
+		pid, err := c.Exec(t.Context(), id("b"), &specs.Process{Args: args}, Stdio{devNull(t), w, w}, nil)
 		return pid, out, err
 	}
 	pid, out, err := exec("print", "hello")
@@ -122,7 +122,7 @@ func TestExec(t *testing.T) {
 	if _, err := io.ReadAll(out); err != nil {
 		t.Error(err)
 	}
-	_, err = c.Exec(t.Context(), id("b"), &specs.Process{Capabilities: &specs.LinuxCapabilities{Ambient: []string{"CAP_X"}}}, Stdio{})
+	_, err = c.Exec(t.Context(), id("b"), &specs.Process{Capabilities: &specs.LinuxCapabilities{Ambient: []string{"CAP_X"}}}, Stdio{}, nil)
 	if !errdefs.IsInvalidArgument(err) {
 		t.Errorf("unknown capability: %v", err)
 	}
@@ -280,7 +280,7 @@ func TestWhatGoesOverTheSocket(t *testing.T) {
 			`{"arg":{"CID":"b","Mode":3,"PID":9,"Signo":37},"method":"containerManager.Signal"}`},
 		{func(ctx context.Context, c *Control) error {
 			f := devNull(t)
-			_, err := c.Exec(ctx, "b", process, Stdio{f, f, f})
+			_, err := c.Exec(ctx, "b", process, Stdio{f, f, f}, nil)
 			return err
 		}, `{"arg":{"Capabilities":{"AmbientCaps":0,"BoundingCaps":0,"EffectiveCaps":0,"InheritableCaps":0,"PermittedCaps":1},` +
 			`"ContainerID":"b","ExtraKGIDs":[3],"GuestFDs":[0,1,2],"KGID":2,"KUID":1,"NoNewPrivileges":true,"StdioIsPty":true,` +
