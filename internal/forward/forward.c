@@ -1,3 +1,5 @@
+//go:build ignore
+
 // Copies between the daemon's socket and a TCP port of the sandbox that this
 // runs in; forward.go says what it is started with and how it ends.
 //

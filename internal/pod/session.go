@@ -2,7 +2,6 @@ package pod
 
 import (
 	"context"
-	"io"
 
 	"github.com/containerd/errdefs"
 
@@ -16,10 +15,5 @@ func (r *Registry) Exec(context.Context, string, []string, bool, stdio.Streams) 
 
 // Attach is still to come.
 func (r *Registry) Attach(context.Context, string, stdio.Streams) error {
-	return errdefs.ErrNotImplemented
-}
-
-// PortForward is still to come.
-func (r *Registry) PortForward(context.Context, string, uint16, io.ReadWriteCloser) error {
 	return errdefs.ErrNotImplemented
 }

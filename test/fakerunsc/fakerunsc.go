@@ -19,7 +19,8 @@
 //	trap          writes "signal N" at the first signal and exits with status 0
 //	leave         exits and leaves a process behind that holds its output
 //
-// Everything else is a command that the file system does not have.
+// Everything else is a command that the file system does not have. A program that
+// comes with an exec is run as a process of the host.
 package fakerunsc
 
 import (

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +20,7 @@ type process struct {
 	pid, group int
 	args       []string
 	stdio      []*os.File
+	program    *exec.Cmd // runs on the host instead; nil for a command
 	signals    chan int
 	done       chan struct{} // closed after status is set
 	status     uint32        // as wait(2) has it
@@ -88,6 +91,9 @@ func (p *process) run() {
 // caught tells whether a signal ends the process, and how.
 func (p *process) caught(sig int) (status uint32, over bool) {
 	switch s := unix.Signal(sig); {
+	case p.program != nil:
+		_ = p.program.Process.Signal(s) // and it ends by itself
+		return 0, false
 	case s == unix.SIGKILL:
 		return uint32(sig), true
 	case s == unix.SIGCHLD || s == unix.SIGCONT || s == unix.SIGWINCH || p.args[0] == "ignore-term":
@@ -101,6 +107,10 @@ func (p *process) caught(sig int) (status uint32, over bool) {
 
 // command does what the arguments say and returns the wait status.
 func (p *process) command() uint32 {
+	if p.program != nil {
+		_ = p.program.Wait()
+		return uint32(p.program.ProcessState.Sys().(syscall.WaitStatus))
+	}
 	arg := ""
 	if len(p.args) > 1 {
 		arg = p.args[1]
@@ -123,6 +133,18 @@ func (p *process) command() uint32 {
 		select {} // until a signal
 	}
 	return 0
+}
+
+// startProgram has the process be a program that came with the call, run by the
+// host. It is killed with its sandbox.
+func (p *process) startProgram(program *os.File) error {
+	defer program.Close()
+	p.program = &exec.Cmd{
+		Path: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), program.Fd()), Args: p.args,
+		Stdin: p.stdio[0], Stdout: p.stdio[1], Stderr: p.stdio[2],
+		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL},
+	}
+	return p.program.Start()
 }
 
 // leave starts a process of the same group that holds the output.

@@ -241,6 +241,7 @@ func (s *sandbox) startSub(a startArgs, files []*os.File) error {
 
 type execArgs struct {
 	Argv        []string `json:"argv"`
+	GuestFDs    []int
 	ContainerID string
 }
 
@@ -254,10 +255,19 @@ func (s *sandbox) exec(a execArgs, files []*os.File) (int, error) {
 		return 0, fmt.Errorf("container %q has stopped", a.ContainerID)
 	default:
 	}
-	if err := executable(a.Argv); err != nil {
-		return 0, err
+	stdio := files[:min(len(files), len(a.GuestFDs))]
+	program := files[len(stdio):]
+	if len(program) == 0 {
+		if err := executable(a.Argv); err != nil {
+			return 0, err
+		}
 	}
-	p = s.newProcess(a.ContainerID, a.Argv, files)
+	p = s.newProcess(a.ContainerID, a.Argv, stdio)
+	if len(program) > 0 {
+		if err := p.startProgram(program[0]); err != nil {
+			return 0, err
+		}
+	}
 	s.mu.Lock()
 	s.started[key{a.ContainerID, p.pid}] = p
 	s.mu.Unlock()
