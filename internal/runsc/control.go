@@ -133,6 +133,9 @@ func (c *Control) Exec(ctx context.Context, id string, p *specs.Process, stdio S
 // result unless that is nil.
 func (c *Control) call(ctx context.Context, method string, arg any, files []*os.File, result any) error {
 	conn, err := dial(ctx, c.runtime.socket(c.sandbox))
+	if err != nil && err == ctx.Err() {
+		return fmt.Errorf("%s in sandbox %s: %w", method, c.sandbox, err)
+	}
 	if err != nil {
 		return fmt.Errorf("control socket of sandbox %s: %w: %w", c.sandbox, err, errdefs.ErrUnavailable)
 	}
@@ -188,7 +191,8 @@ func send(conn *net.UnixConn, call any, files []*os.File) error {
 // dialPause is between the tries of a dial when too many dial at once.
 const dialPause = time.Millisecond
 
-// dial connects to a unix socket at a path of any length.
+// dial connects to a unix socket at a path of any length. It returns ctx's error
+// only if too many others dialled until ctx ended.
 func dial(ctx context.Context, path string) (*net.UnixConn, error) {
 	const longest = 107 // bytes in sun_path, less the final zero
 	if len(path) > longest {

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -125,6 +126,76 @@ func TestExec(t *testing.T) {
 	_, err = c.Exec(t.Context(), id("b"), &specs.Process{Capabilities: &specs.LinuxCapabilities{Ambient: []string{"CAP_X"}}}, Stdio{}, nil)
 	if !errdefs.IsInvalidArgument(err) {
 		t.Errorf("unknown capability: %v", err)
+	}
+}
+
+func TestExecOfAProgramOfTheHost(t *testing.T) {
+	n := newNode(t)
+	n.sandbox(id("a"))
+	program, err := os.Open("/bin/sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer program.Close()
+	c, f := n.Control(id("a")), devNull(t)
+	pid, err := c.Exec(t.Context(), id("a"), &specs.Process{Args: []string{"anything", "-c", "exit 7"}}, Stdio{f, f, f}, program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status, err := c.WaitExec(t.Context(), id("a"), pid); status != 7 || err != nil {
+		t.Errorf("wait: %d, %v", status, err)
+	}
+}
+
+// The sentry keeps only so many connections waiting that it has not accepted.
+func TestManyCallsAtOnce(t *testing.T) {
+	r := New(Options{Path: "/nowhere", Root: t.TempDir()})
+	if err := os.WriteFile(filepath.Join(r.root, "b_sandbox:a.state"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "listener")
+	defer f.Close()
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: r.socket("a")}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	first, err := net.Dial("unix", r.socket("a")) // there is no room for a second
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := r.Control("a").State(ctx, "b"); !errors.Is(err, context.DeadlineExceeded) || errdefs.IsUnavailable(err) {
+		t.Errorf("nobody accepts: %v", err)
+	}
+	states := make(chan error, 20)
+	for range cap(states) {
+		go func() {
+			_, err := r.Control("a").State(t.Context(), "b")
+			states <- err
+		}()
+	}
+	l, err := net.FileListener(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for range cap(states) + 1 {
+		conn, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprint(conn, `{"success":true,"err":"","result":2}`)
+		defer conn.Close()
+	}
+	for range cap(states) {
+		if err := <-states; err != nil {
+			t.Error(err)
+		}
 	}
 }
 
