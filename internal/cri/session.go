@@ -8,7 +8,6 @@ import (
 	"github.com/containerd/errdefs"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/runscd/runscd/internal/pod"
 	"github.com/runscd/runscd/internal/proc"
 )
 
@@ -28,7 +27,7 @@ func (s *RuntimeServer) Exec(_ context.Context, req *runtime.ExecRequest) (*runt
 	if err := validateStreams(req); err != nil {
 		return nil, err
 	}
-	c, err := s.running(req.ContainerId)
+	c, err := s.pods.Running(req.ContainerId)
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +41,7 @@ func (s *RuntimeServer) Attach(_ context.Context, req *runtime.AttachRequest) (*
 	if err := validateStreams(req); err != nil {
 		return nil, err
 	}
-	c, err := s.running(req.ContainerId)
+	c, err := s.pods.Running(req.ContainerId)
 	if err != nil {
 		return nil, err
 	}
@@ -77,18 +76,6 @@ func (s *RuntimeServer) PortForward(_ context.Context, req *runtime.PortForwardR
 	req.PodSandboxId = p.ID
 	url, err := s.options.Sessions.PortForward(req)
 	return &runtime.PortForwardResponse{Url: url}, err
-}
-
-// running returns a container that runs.
-func (s *RuntimeServer) running(id string) (*pod.Container, error) {
-	c, err := s.pods.Container(id)
-	if err != nil {
-		return nil, err
-	}
-	if state := c.State(); state != proc.Running {
-		return nil, fmt.Errorf("container %s: %s, not running: %w", c.ID, state, errdefs.ErrFailedPrecondition)
-	}
-	return c, nil
 }
 
 // streams is what Exec and Attach ask for.

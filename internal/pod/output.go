@@ -7,19 +7,69 @@ import (
 	"path/filepath"
 
 	"github.com/runscd/runscd/internal/proc"
+	"github.com/runscd/runscd/internal/runsc"
 	"github.com/runscd/runscd/internal/stdio"
 )
 
-// output is how a container's standard output and error reach its log. It is
-// nil where that could not be found again at start.
+// output is what the daemon holds of a container's standard streams. It is nil
+// where that could not be found again at start.
 type output struct {
-	log     *stdio.Log
-	streams []*stdio.Stream
+	log      *stdio.Log
+	streams  []*stdio.Stream // in the order of outputs
+	terminal *stdio.Terminal // nil if there is none, or it is lost
+	// stdin holds the input of a container with stdin_once until a client takes
+	// it. It is nil for others, and where the input is lost.
+	stdin chan *os.File
 }
 
 // outputs are the streams of a container; each has a FIFO of its name in the
-// container's directory.
+// container's directory. A terminal is the first.
 var outputs = []string{stdio.Stdout, stdio.Stderr}
+
+// launch starts the container's process and what copies its output. After an
+// error the process may run.
+func (c *Container) launch(ctx context.Context) (*output, error) {
+	if c.Config().Tty {
+		return c.launchTerminal(ctx)
+	}
+	dir := c.Pod.home.containerDir(c.ID)
+	stdin, input, err := openStdin(dir, c.Config())
+	if err != nil {
+		return nil, err
+	}
+	files, err := createFIFOs(dir)
+	if err != nil {
+		return nil, errors.Join(err, closeAll([]*os.File{stdin, input}))
+	}
+	var o *output
+	err = c.init.Start(ctx, runsc.Stdio{In: stdin, Out: files[0], Err: files[1]})
+	if err == nil {
+		// Not opened before: what runsc itself says of a failure is not the
+		// container's output.
+		o, err = c.openOutput(c.Facts().LogPath)
+	}
+	if err := errors.Join(err, closeAll(append(files, stdin))); err != nil {
+		return nil, errors.Join(err, closeAll([]*os.File{input}), o.close())
+	}
+	if input != nil {
+		o.stdin = make(chan *os.File, 1)
+		o.stdin <- input
+	}
+	return o, nil
+}
+
+func (c *Container) launchTerminal(ctx context.Context) (*output, error) {
+	master, err := c.init.StartTerminal(ctx)
+	if err != nil {
+		return nil, err
+	}
+	o, err := c.copyOutput(c.Facts().LogPath, master)
+	if err != nil {
+		return nil, err
+	}
+	o.terminal = stdio.NewTerminal(master, c.signalled(c.init.SignalForeground))
+	return o, nil
+}
 
 // createFIFOs makes the container's FIFOs and opens them for it.
 func createFIFOs(dir string) ([]*os.File, error) {
@@ -36,20 +86,30 @@ func createFIFOs(dir string) ([]*os.File, error) {
 
 // openOutput starts to copy the container's FIFOs to a log, "" for none.
 func (c *Container) openOutput(path string) (*output, error) {
-	log, err := c.Pod.home.logs.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	o := &output{log: log}
+	var files []*os.File
 	for _, name := range outputs {
 		f, err := stdio.Open(filepath.Join(c.Pod.home.containerDir(c.ID), name))
 		if err != nil {
-			return nil, errors.Join(err, o.close())
+			return nil, errors.Join(err, closeAll(files))
 		}
+		files = append(files, f)
+	}
+	return c.copyOutput(path, files...)
+}
+
+// copyOutput starts to copy files, in the order of outputs, to a log. It takes
+// the files over.
+func (c *Container) copyOutput(path string, files ...*os.File) (*output, error) {
+	log, err := c.Pod.home.logs.Open(path)
+	if err != nil {
+		return nil, errors.Join(err, closeAll(files))
+	}
+	o := &output{log: log}
+	for i, f := range files {
 		// The container's end ends the stream, not the call that started it.
-		s, err := log.Copy(c.Pod.home.copying, name, f)
+		s, err := log.Copy(c.Pod.home.copying, outputs[i], f)
 		if err != nil {
-			return nil, errors.Join(err, f.Close(), o.close())
+			return nil, errors.Join(err, closeAll(files[i:]), o.close())
 		}
 		o.streams = append(o.streams, s)
 	}
@@ -58,7 +118,7 @@ func (c *Container) openOutput(path string) (*output, error) {
 
 // Close ends the copying of output to logs once all that has been read is there;
 // what has not been read stays in the FIFOs for the next daemon. Containers do
-// not notice.
+// not notice, but for those with a terminal: theirs hangs up.
 func (r *Registry) Close() {
 	r.stopCopying()
 	for _, c := range r.Containers() {
@@ -77,6 +137,11 @@ func (o *output) drain(ctx context.Context) error {
 		return nil
 	}
 	var errs []error
+	select {
+	case input := <-o.stdin: // that no client has taken
+		errs = append(errs, input.Close())
+	default:
+	}
 	for _, s := range o.streams {
 		errs = append(errs, s.Drain(ctx))
 	}
@@ -91,18 +156,12 @@ func (o *output) close() error {
 	return nil
 }
 
-// openStdin opens what the container reads: nothing, or a FIFO that has no end.
-func openStdin(dir string, wanted bool) (*os.File, error) {
-	if !wanted {
-		return os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	}
-	return stdio.Create(filepath.Join(dir, "stdin"))
-}
-
 func closeAll(files []*os.File) error {
 	var errs []error
 	for _, f := range files {
-		errs = append(errs, f.Close())
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -221,7 +222,7 @@ func (c *Container) recover(ctx context.Context) error {
 		return err
 	}
 	if c.Pod.Facts().Boot == c.Pod.home.boot { // of an earlier one no output is left
-		err = c.recoverOutput()
+		err = c.recoverOutput(ctx)
 	}
 	if state == proc.Created {
 		// The daemon died between the start and its record: believe the sandbox.
@@ -233,13 +234,18 @@ func (c *Container) recover(ctx context.Context) error {
 
 // recoverOutput goes on with the container's log. If that cannot be opened what
 // the container writes must go somewhere nonetheless, or it would stop.
-func (c *Container) recoverOutput() (err error) {
-	if c.output, err = c.openOutput(c.Facts().LogPath); err == nil {
-		return nil
+func (c *Container) recoverOutput(ctx context.Context) (err error) {
+	open := c.openOutput
+	if c.Config().Tty {
+		// The master was the last daemon's: the terminal has hung up.
+		open = func(path string) (*output, error) { return c.copyOutput(path) }
+		err = c.init.Kill(ctx, unix.SIGHUP, false)
 	}
-	var discarded error
-	c.output, discarded = c.openOutput("")
-	return errors.Join(err, discarded)
+	var failed, discarded error
+	if c.output, failed = open(c.Facts().LogPath); failed != nil {
+		c.output, discarded = open("")
+	}
+	return errors.Join(err, failed, discarded)
 }
 
 // removeStrays removes what the host holds for ids that have no record.

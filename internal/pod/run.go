@@ -54,27 +54,12 @@ func (r *Registry) StartContainer(ctx context.Context, id string) error {
 }
 
 func (c *Container) start(ctx context.Context) error {
-	dir := c.Pod.home.containerDir(c.ID)
-	stdin, err := openStdin(dir, c.Config().Stdin)
+	o, err := c.launch(ctx)
 	if err != nil {
-		return err
-	}
-	files, err := createFIFOs(dir)
-	if err != nil {
-		return errors.Join(err, stdin.Close())
-	}
-	files = append(files, stdin)
-	err = c.init.Start(ctx, runsc.Stdio{In: stdin, Out: files[0], Err: files[1]})
-	started := time.Now()
-	if err != nil {
-		return errors.Join(err, closeAll(files), c.undoStart(ctx))
-	}
-	// Not opened before: what runsc itself says of a failure is not the
-	// container's output.
-	c.output, err = c.openOutput(c.Facts().LogPath)
-	if err := errors.Join(err, closeAll(files)); err != nil {
 		return errors.Join(err, c.undoStart(ctx))
 	}
+	c.output = o
+	started := time.Now()
 	if err := c.update(func(f *containerRecord) { f.StartedAt = started }); err != nil {
 		// It runs, and recovery would find that out from the sandbox.
 		logrus.WithField("container", c.ID).WithError(err).Error("container record")

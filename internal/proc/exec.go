@@ -2,6 +2,7 @@ package proc
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"syscall"
 	"time"
@@ -24,10 +25,14 @@ type ExecConfig struct {
 const execTimeout = 10 * time.Second
 
 // Exec is a process added to a running container. It leads a process group of
-// its own.
+// its own, and a session of its own if it has a terminal.
 type Exec struct {
 	init *Init
 	pid  int
+
+	done   chan struct{} // closed after status and err are set
+	status int
+	err    error
 }
 
 // Exec starts a process in the container, also when ctx ends meanwhile. Errors about the command are of the
@@ -46,24 +51,44 @@ func (p *Init) Exec(ctx context.Context, c ExecConfig) (*Exec, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Exec{init: p, pid: pid}, nil
+	e := &Exec{init: p, pid: pid, done: make(chan struct{})}
+	go e.watch()
+	return e, nil
 }
 
-// Wait returns the exit status: 0–255, 128+n for signal n. It is for one
-// caller, and once: the sentry forgets the status when it has told it, also to
-// a caller that gave up.
-func (e *Exec) Wait(ctx context.Context) (int, error) {
-	status, err := e.init.control.WaitExec(ctx, e.init.ID, e.pid)
-	if errdefs.IsUnavailable(err) {
-		return killed, nil // it ended with the sandbox
+// watch takes the exit status, which the sentry forgets when it has told it. It
+// ends with the process, or with the sandbox.
+func (e *Exec) watch() {
+	defer close(e.done)
+	e.status, e.err = e.init.control.WaitExec(context.Background(), e.init.ID, e.pid)
+	if errdefs.IsUnavailable(e.err) {
+		e.status, e.err = killed, nil // it ended with the sandbox
 	}
-	return status, err
+}
+
+// Wait returns the exit status: 0–255, 128+n for signal n.
+func (e *Exec) Wait(ctx context.Context) (int, error) {
+	select {
+	case <-e.done:
+		return e.status, e.err
+	default:
+	}
+	select {
+	case <-e.done:
+		return e.status, e.err
+	case <-ctx.Done():
+		return 0, fmt.Errorf("process has not ended: %w", ctx.Err())
+	}
 }
 
 // Kill sends a signal to the whole process group. A group that is gone is no
 // error.
 func (e *Exec) Kill(ctx context.Context, sig syscall.Signal) error {
-	err := e.init.control.Signal(ctx, e.init.ID, e.pid, sig, runsc.ToGroup)
+	return e.killGroup(ctx, e.pid, sig)
+}
+
+func (e *Exec) killGroup(ctx context.Context, group int, sig syscall.Signal) error {
+	err := e.init.control.Signal(ctx, e.init.ID, group, sig, runsc.ToGroup)
 	if errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) {
 		return nil
 	}

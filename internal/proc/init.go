@@ -3,6 +3,7 @@ package proc
 import (
 	"context"
 	"fmt"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -155,19 +156,34 @@ func (p *Init) adopt(host HostProcess) error {
 // is about the command itself. After an error Delete removes what the start has
 // left, which is something only if it was cut off.
 func (p *Init) Start(ctx context.Context, stdio runsc.Stdio) error {
+	return p.start(ctx, func() error {
+		if p.Sandbox == nil {
+			return p.Runtime.Start(ctx, p.ID, p.config())
+		}
+		return p.Runtime.Run(ctx, p.ID, p.Bundle, stdio)
+	})
+}
+
+// StartTerminal is Start for the process of a sub container that has a terminal.
+// It returns the terminal's master, which is the caller's.
+func (p *Init) StartTerminal(ctx context.Context) (master *os.File, err error) {
+	err = p.start(ctx, func() (err error) {
+		master, err = p.Runtime.RunTerminal(ctx, p.ID, p.Bundle)
+		return err
+	})
+	return master, err
+}
+
+func (p *Init) start(ctx context.Context, run func() error) error {
 	end, err := p.life.Begin(ctx, OpStart)
 	if err != nil {
 		return err
 	}
 	defer end()
-	if p.Sandbox == nil {
-		if err := p.Runtime.Start(ctx, p.ID, p.config()); err != nil {
-			return err
-		}
-	} else {
-		if err := p.Runtime.Run(ctx, p.ID, p.Bundle, stdio); err != nil {
-			return err
-		}
+	if err := run(); err != nil {
+		return err
+	}
+	if p.Sandbox != nil {
 		go p.watch()
 	}
 	p.life.Advance(Running)

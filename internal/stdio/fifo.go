@@ -43,6 +43,16 @@ func Open(path string) (*os.File, error) {
 	return open(path, unix.O_RDONLY|unix.O_NONBLOCK)
 }
 
+// OpenInput opens the FIFO at path for a client that writes to the container. The
+// error is ErrFailedPrecondition if the container does not have it any more.
+func OpenInput(path string) (*os.File, error) {
+	f, err := open(path, unix.O_WRONLY|unix.O_NONBLOCK)
+	if errors.Is(err, unix.ENXIO) {
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return f, err
+}
+
 func open(path string, flags int) (*os.File, error) {
 	fd, err := unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, unix.ENOENT) {

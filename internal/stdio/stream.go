@@ -46,6 +46,7 @@ type Stream struct {
 	cancel context.CancelFunc
 	exited atomic.Bool
 	done   chan struct{}
+	taps   taps
 
 	// Of the stream's goroutine only.
 	buf  *buffer // nil while nothing is held
@@ -96,6 +97,7 @@ func (s *Stream) run(ctx context.Context) {
 	defer close(s.done)
 	defer s.cancel()
 	defer s.r.Close()
+	defer s.taps.end()
 	defer s.release()
 	defer context.AfterFunc(ctx, s.wake)()
 
@@ -163,16 +165,16 @@ func (s *Stream) follow(ctx context.Context) error {
 
 // drain logs what is in the pipe now.
 func (s *Stream) drain(ctx context.Context) error {
-	var left int
-	var unread error
-	if err := s.conn.Control(func(fd uintptr) {
-		left, unread = unix.IoctlGetInt(int(fd), unix.TIOCINQ)
-	}); err != nil || unread != nil {
-		return errors.Join(err, unread)
+	left, err := written(s.conn)
+	if err != nil {
+		return err
 	}
 	for left > 0 {
 		if err := s.conn.Control(func(fd uintptr) { s.take(fd) }); err != nil {
 			return err
+		}
+		if s.err == unix.EAGAIN {
+			return nil
 		}
 		if s.err != nil || s.n == 0 {
 			return s.err
@@ -194,15 +196,7 @@ func (s *Stream) take(fd uintptr) bool {
 			s.buf = new(buffer)
 		}
 	}
-	for {
-		s.n, s.err = unix.Read(int(fd), s.buf.in[s.buf.begun:])
-		if s.err != unix.EINTR {
-			break
-		}
-	}
-	if s.err == unix.EIO { // the end of a terminal
-		s.n, s.err = 0, nil
-	}
+	s.n, s.err = readNow(int(fd), s.buf.in[s.buf.begun:])
 	if s.err == nil && s.n > 0 {
 		return true
 	}
@@ -217,6 +211,7 @@ func (s *Stream) take(fd uintptr) bool {
 func (s *Stream) write(ctx context.Context) error {
 	b := s.buf
 	in := b.in[:b.begun+s.n]
+	s.taps.put(in[b.begun:]) // before a log that cannot be written holds it up
 	s.stamp()
 	for {
 		var out []byte
