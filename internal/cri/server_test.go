@@ -386,10 +386,10 @@ func TestBadRequests(t *testing.T) {
 	}
 	for want, err := range map[string]error{
 		`runtime_handler "kata"`: run(func(r *runtime.RunPodSandboxRequest) { r.RuntimeHandler = "kata" }),
-		`pod sandbox "77"`:       create(func(r *runtime.CreateContainerRequest) { r.PodSandboxId = "77" }),
-		`container "77"`:         second(s.StartContainer(ctx, &runtime.StartContainerRequest{ContainerId: "77"})),
-		` container "77"`:        second(s.ContainerStatus(ctx, &runtime.ContainerStatusRequest{ContainerId: "77"})),
-		` pod sandbox "77"`:      second(s.PodSandboxStatus(ctx, &runtime.PodSandboxStatusRequest{PodSandboxId: "77"})),
+		`pod sandbox "zz"`:       create(func(r *runtime.CreateContainerRequest) { r.PodSandboxId = "zz" }),
+		`container "zz"`:         second(s.StartContainer(ctx, &runtime.StartContainerRequest{ContainerId: "zz"})),
+		` container "zz"`:        second(s.ContainerStatus(ctx, &runtime.ContainerStatusRequest{ContainerId: "zz"})),
+		` pod sandbox "zz"`:      second(s.PodSandboxStatus(ctx, &runtime.PodSandboxStatusRequest{PodSandboxId: "zz"})),
 		`container ""`:           second(s.ContainerStatus(ctx, &runtime.ContainerStatusRequest{})),
 	} {
 		if grpcstatus.Code(err) != codes.NotFound || !strings.Contains(err.Error(), strings.TrimSpace(want)) {
@@ -397,10 +397,10 @@ func TestBadRequests(t *testing.T) {
 		}
 	}
 	for name, err := range map[string]error{
-		"StopPodSandbox":   second(s.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: "77"})),
-		"RemovePodSandbox": second(s.RemovePodSandbox(ctx, &runtime.RemovePodSandboxRequest{PodSandboxId: "77"})),
-		"StopContainer":    second(s.StopContainer(ctx, &runtime.StopContainerRequest{ContainerId: "77"})),
-		"RemoveContainer":  second(s.RemoveContainer(ctx, &runtime.RemoveContainerRequest{ContainerId: "77"})),
+		"StopPodSandbox":   second(s.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: "zz"})),
+		"RemovePodSandbox": second(s.RemovePodSandbox(ctx, &runtime.RemovePodSandboxRequest{PodSandboxId: "zz"})),
+		"StopContainer":    second(s.StopContainer(ctx, &runtime.StopContainerRequest{ContainerId: "zz"})),
+		"RemoveContainer":  second(s.RemoveContainer(ctx, &runtime.RemoveContainerRequest{ContainerId: "zz"})),
 	} {
 		if err != nil {
 			t.Errorf("%s of what is not there: %v", name, err)

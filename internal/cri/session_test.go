@@ -44,14 +44,14 @@ func TestSessions(t *testing.T) {
 		"cmd: required":             {codes.InvalidArgument, second(s.Exec(ctx, &runtime.ExecRequest{ContainerId: c, Stdout: true}))},
 		"stderr: a terminal":        {codes.InvalidArgument, second(s.Exec(ctx, &runtime.ExecRequest{ContainerId: c, Cmd: sh, Tty: true, Stderr: true}))},
 		"at least one is required":  {codes.InvalidArgument, second(s.Exec(ctx, &runtime.ExecRequest{ContainerId: c, Cmd: sh}))},
-		`container "77": not found`: {codes.NotFound, second(s.Exec(ctx, &runtime.ExecRequest{ContainerId: "77", Cmd: sh, Stdout: true}))},
+		`container "zz": not found`: {codes.NotFound, second(s.Exec(ctx, &runtime.ExecRequest{ContainerId: "zz", Cmd: sh, Stdout: true}))},
 		idle + ": created":          {codes.FailedPrecondition, second(s.Exec(ctx, &runtime.ExecRequest{ContainerId: idle, Cmd: sh, Stdout: true}))},
 		"tty: true, the container":  {codes.InvalidArgument, second(s.Attach(ctx, &runtime.AttachRequest{ContainerId: c, Tty: true, Stdout: true}))},
 		"stdin: the container":      {codes.InvalidArgument, second(s.Attach(ctx, &runtime.AttachRequest{ContainerId: c, Stdin: true}))},
 		"pod_sandbox_id: required":  {codes.InvalidArgument, second(s.PortForward(ctx, &runtime.PortForwardRequest{}))},
 		"port[1]: 0, not between":   {codes.InvalidArgument, second(s.PortForward(ctx, &runtime.PortForwardRequest{PodSandboxId: p, Port: []int32{80, 0}}))},
 		"port[0]: 65536, not":       {codes.InvalidArgument, second(s.PortForward(ctx, &runtime.PortForwardRequest{PodSandboxId: p, Port: []int32{65536}}))},
-		`pod sandbox "77"`:          {codes.NotFound, second(s.PortForward(ctx, &runtime.PortForwardRequest{PodSandboxId: "77"}))},
+		`pod sandbox "zz"`:          {codes.NotFound, second(s.PortForward(ctx, &runtime.PortForwardRequest{PodSandboxId: "zz"}))},
 	} {
 		if grpcstatus.Code(e.err) != e.code || !strings.Contains(e.err.Error(), want) {
 			t.Errorf("error %v, want %s with %q", e.err, e.code, want)

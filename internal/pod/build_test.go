@@ -82,7 +82,7 @@ func TestAContainerThatFailsLeavesNothing(t *testing.T) {
 		kind    func(error) bool
 		text    string
 	}{
-		"no pod": {func(_ *node, r *runtime.CreateContainerRequest) func() { r.PodSandboxId = "77"; return nil }, errdefs.IsNotFound, `pod sandbox "77"`},
+		"no pod": {func(_ *node, r *runtime.CreateContainerRequest) func() { r.PodSandboxId = "zz"; return nil }, errdefs.IsNotFound, `pod sandbox "zz"`},
 		"stopped pod": {func(n *node, r *runtime.CreateContainerRequest) func() {
 			n.must(n.StopPod(n.t.Context(), r.PodSandboxId))
 			return nil

@@ -104,6 +104,9 @@ func (c *Container) watch() {
 func (c *Container) end(how containerRecord) {
 	err := c.update(func(f *containerRecord) {
 		f.FinishedAt, f.ExitCode, f.Reason, f.Message = how.FinishedAt, how.ExitCode, how.Reason, how.Message
+		if f.FinishedAt.Before(f.StartedAt) { // its end was seen before its start was noted
+			f.FinishedAt = f.StartedAt
+		}
 	})
 	if err != nil {
 		// The sentry tells the same again after a restart.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,10 @@ import (
 // linger is how long the rest of what a client sends is awaited after the end of
 // its session.
 const linger = 5 * time.Second
+
+// farewell is how long a client may take for the last that is written to it when
+// the server ends its session.
+const farewell = 2 * time.Second
 
 // listener accepts connections as conns.
 type listener struct {
@@ -37,6 +42,7 @@ type conn struct {
 	gone  chan struct{} // closed when the client has hung up, or by Close
 	watch *os.File      // a second descriptor, to wait for the hangup
 	once  sync.Once
+	last  atomic.Pointer[time.Time] // when the session has ended: the end of all writes
 }
 
 func newConn(tcp *net.TCPConn, idle time.Duration) *conn {
@@ -69,10 +75,21 @@ func (c *conn) awaitHangup() {
 
 // Write gives up on a client that takes nothing.
 func (c *conn) Write(b []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(c.idle)); err != nil {
+	err := c.SetWriteDeadline(time.Now().Add(c.idle))
+	if last := c.last.Load(); last != nil { // asked after the deadline is set, see endWrites
+		err = c.SetWriteDeadline(*last)
+	}
+	if err != nil {
 		return 0, err
 	}
 	return c.TCPConn.Write(b)
+}
+
+// endWrites leaves time to say how the session ended.
+func (c *conn) endWrites() {
+	last := time.Now().Add(farewell)
+	c.last.Store(&last)
+	_ = c.SetWriteDeadline(last)
 }
 
 // Close lets the client have what was written. If the client has sent something
@@ -100,8 +117,10 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 		c = t.NetConn()
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	own := c.(*conn)
+	context.AfterFunc(ctx, own.endWrites)
 	go func() {
-		<-c.(*conn).gone
+		<-own.gone
 		cancel()
 	}()
 	return ctx

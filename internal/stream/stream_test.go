@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -28,6 +29,7 @@ import (
 	"k8s.io/client-go/transport/spdy"
 	"k8s.io/client-go/util/exec"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/streaming/pkg/httpstream"
 
 	"github.com/runscd/runscd/internal/stdio"
 )
@@ -268,7 +270,14 @@ func (endless) Read(b []byte) (int, error) { return len(b), nil }
 
 // A client that goes ends its session, whatever either of them does.
 func TestClientGoes(t *testing.T) {
-	for name, stdin := range map[string]io.Reader{"without input": nil, "in the midst of input that nobody reads": endless{}} {
+	// More pieces than the protocol keeps for a reader, so that it reads no more
+	// from the connection.
+	pieces := iotest.OneByteReader(strings.NewReader(strings.Repeat("x", 1000)))
+	idle, end := io.Pipe()
+	defer end.Close()
+	for name, stdin := range map[string]io.Reader{
+		"without input": nil, "in the midst of input that nobody reads": io.MultiReader(pieces, idle),
+	} {
 		t.Run(name, func(t *testing.T) {
 			begun, ended := make(chan struct{}), make(chan struct{})
 			s := newServer(t, fakePods{exec: func(ctx context.Context, _ stdio.Streams) (int, error) {
@@ -340,6 +349,25 @@ func TestCloseEndsSessions(t *testing.T) {
 	}
 }
 
+// Also one whose client does not read.
+func TestCloseCutsWrites(t *testing.T) {
+	begun, failed := make(chan struct{}), make(chan error)
+	s := newServer(t, fakePods{exec: func(_ context.Context, s stdio.Streams) (int, error) {
+		close(begun)
+		_, err := io.Copy(s.Out, endless{})
+		failed <- err
+		return 0, err
+	}}, Options{})
+	r, w := io.Pipe()
+	defer r.Close()
+	go func() { _ = run(t, s, remotecommand.StreamOptions{Stdout: w}) }()
+	<-begun
+	go s.Close()
+	if err := <-failed; err == nil {
+		t.Error("endless output came to an end")
+	}
+}
+
 func TestTLSAndBaseURL(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	check(t, err)
@@ -368,9 +396,8 @@ func TestTLSAndBaseURL(t *testing.T) {
 	check(t, runAt(t, strings.Replace(at, "https://node.example:10010", "http://"+based.listener.Addr().String(), 1), t.Context(), o))
 }
 
-// forward starts a real client that forwards a local port, and returns what
-// connects to it.
-func forward(t *testing.T, s *Server, port int) (dial func() *net.TCPConn) {
+// dialer opens a session.
+func dialer(t *testing.T, s *Server) httpstream.Dialer {
 	t.Helper()
 	at, err := s.PortForward(&runtime.PortForwardRequest{PodSandboxId: "p1"})
 	check(t, err)
@@ -378,9 +405,15 @@ func forward(t *testing.T, s *Server, port int) (dial func() *net.TCPConn) {
 	check(t, err)
 	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
 	check(t, err)
-	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, "POST", u)
+	return spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, "POST", u)
+}
+
+// forward starts a real client that forwards a local port, and returns what
+// connects to it.
+func forward(t *testing.T, s *Server, port int) (dial func() *net.TCPConn) {
+	t.Helper()
 	stop, ready := make(chan struct{}), make(chan struct{})
-	client, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)}, stop, ready, io.Discard, io.Discard)
+	client, err := portforward.NewOnAddressesForStreaming(dialer(t, s), []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)}, stop, ready, io.Discard, io.Discard)
 	check(t, err)
 	ended := make(chan error, 1)
 	go func() { ended <- client.ForwardPorts() }()
@@ -432,25 +465,26 @@ func TestPortForward(t *testing.T) {
 }
 
 // A connection that its client has dropped does not take what is written for
-// delivered, and does not hold up the others.
+// delivered.
 func TestPortForwardDropped(t *testing.T) {
 	failed := make(chan error, 1)
 	s := newServer(t, fakePods{forward: func(_ context.Context, _ uint16, conn io.ReadWriteCloser) error {
-		first := make([]byte, 1)
-		if _, err := conn.Read(first); err != nil || first[0] == 'b' {
-			return err
-		}
 		_, err := io.Copy(conn, endless{})
 		failed <- err
 		return err
 	}}, Options{})
-	dial := forward(t, s, 8080)
-	dropped := dial()
-	_, err := dropped.Write([]byte("a"))
+	client, _, err := dialer(t, s).Dial(portforward.PortForwardProtocolV1Name)
 	check(t, err)
-	_, err = dropped.Read(make([]byte, 1))
+	defer client.Close()
+	header := http.Header{"Port": {"8080"}, "Requestid": {"0"}, "Streamtype": {"error"}}
+	_, err = client.CreateStream(header)
 	check(t, err)
-	check(t, dropped.Close())
+	header.Set("StreamType", "data")
+	data, err := client.CreateStream(header)
+	check(t, err)
+	_, err = data.Read(make([]byte, 1))
+	check(t, err)
+	check(t, data.Reset())
 	if err := <-failed; err == nil {
 		t.Error("endless output came to an end")
 	}
