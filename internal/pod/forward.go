@@ -32,7 +32,8 @@ const forwardBuffer = 32 << 10
 // way when PortForward returns; it is the caller's to end.
 //
 // The error is ErrUnavailable, and says why, if nobody answers at the port, or if
-// the pod ends first. That the pod resets the connection is an end like any other.
+// the pod ends first. If the client drops the connection or the pod resets it, that
+// is an end like any other: kubectl gives up all its connections at an error of one.
 func (r *Registry) PortForward(ctx context.Context, podID string, port uint16, conn io.ReadWriteCloser) error {
 	p, err := r.Pod(podID)
 	if err != nil {
@@ -44,11 +45,11 @@ func (r *Registry) PortForward(ctx context.Context, podID string, port uint16, c
 	if s := p.State(); s != proc.Running {
 		return fmt.Errorf("pod sandbox %s: %s, not running: %w", p.ID, s, errdefs.ErrFailedPrecondition)
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	client := client{conn, cancel}
 	if hostNetwork(p.Config()) {
-		err = forwardOnHost(ctx, port, client)
+		err = p.forwardOnHost(ctx, port, client)
 	} else {
 		err = p.forwardInSandbox(ctx, port, client)
 	}
@@ -67,14 +68,17 @@ func (p *Pod) forwardInSandbox(ctx context.Context, port uint16, c client) error
 		return err
 	}
 	defer f.Close()
-	// How the connection went is told by the exit of the process, not by the socket.
+	// How it went is told by the exit of the process, not by the socket.
 	_, _ = c.exchange(ctx, f)
 	status, err := f.exec.Wait(ctx)
+	if err != nil {
+		killed := f.kill(ctx, p.home.signalTimeout)
+		if ctx.Err() != nil {
+			return killed
+		}
+		return errors.Join(err, killed)
+	}
 	switch {
-	case ctx.Err() != nil:
-		return errors.Join(context.Cause(ctx), f.kill(ctx, p.home.signalTimeout))
-	case err != nil:
-		return errors.Join(err, f.kill(ctx, p.home.signalTimeout))
 	case status >= 128:
 		return fmt.Errorf("the sandbox has ended or the connection was killed in it, status %d: %w", status, errdefs.ErrUnavailable)
 	case status != 0:
@@ -156,22 +160,29 @@ func socketPair() (*net.UnixConn, *os.File, error) {
 }
 
 // forwardOnHost connects to a port of the host, whose network the pod uses.
-func forwardOnHost(ctx context.Context, port uint16, c client) error {
+func (p *Pod) forwardOnHost(ctx context.Context, port uint16, c client) error {
 	s, err := dialHost(ctx, port)
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return context.Cause(ctx)
+		return nil
 	case err != nil:
 		return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	}
 	defer s.Close()
+	go func() {
+		select {
+		case <-p.init.Done(): // and the port is another's, perhaps
+			c.gone()
+		case <-ctx.Done():
+		}
+	}()
 	if sent, err := c.exchange(ctx, s); err == nil {
 		select {
 		case <-sent:
 		case <-ctx.Done():
 		}
 	}
-	return context.Cause(ctx)
+	return nil
 }
 
 // dialHost tries IPv4 and then IPv6. The error is that of IPv4.
@@ -194,7 +205,7 @@ func dialHost(ctx context.Context, port uint16) (*net.TCPConn, error) {
 // client is who has a port forwarded.
 type client struct {
 	io.ReadWriteCloser
-	gone context.CancelCauseFunc // ends the forwarding
+	gone context.CancelFunc // ends the forwarding
 }
 
 // socket leads to a port.
@@ -214,13 +225,13 @@ func (c client) exchange(ctx context.Context, s socket) (sent <-chan struct{}, e
 	go func() {
 		defer close(done)
 		if read, _ := pump(s, c); read != nil {
-			c.gone(fmt.Errorf("client: %w", read))
+			c.gone()
 		}
 		_ = s.CloseWrite() // fails if there is nobody any more to tell
 	}()
 	err, written := pump(c, s)
 	if written != nil {
-		c.gone(fmt.Errorf("client: %w", written))
+		c.gone()
 	}
 	_ = c.Close()
 	return done, err

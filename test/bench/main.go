@@ -1,7 +1,7 @@
 // Command bench measures runscd on this machine and prints JSON: the latency of
 // the CRI calls that make up a pod's life, what a pod costs in memory,
-// processes and CPU, and the throughput of a log; beside each, where there is
-// one, the floor: bare runsc doing the same with the same flags in the same
+// processes and CPU, and the throughput of a log and of port-forward; beside each,
+// where there is one, the floor: bare runsc doing the same with the same flags in the same
 // run.
 //
 // It needs root, and lives in a network namespace of its own.
@@ -101,6 +101,7 @@ type Report struct {
 	Log        LogReport       `json:"log"`
 	// Attached is Log with clients attached, by their number.
 	Attached map[string]LogReport `json:"log_with_attached_clients"`
+	Forward  ForwardReport        `json:"port_forward"`
 }
 
 func measure(ctx context.Context, node *node, n int) (*Report, error) {
@@ -112,6 +113,7 @@ func measure(ctx context.Context, node *node, n int) (*Report, error) {
 		func(ctx context.Context) error { return node.execs(ctx, 10*n, &r.Exec) },
 		func(ctx context.Context) (err error) { r.CNI, err = node.plugins(ctx, n); return },
 		func(ctx context.Context) error { return node.logs(ctx, r) },
+		func(ctx context.Context) (err error) { r.Forward, err = node.forward(ctx); return },
 		func(ctx context.Context) error { return node.floor(ctx, n, r) },
 		func(ctx context.Context) error { return node.footprint(ctx, n, r) },
 	}

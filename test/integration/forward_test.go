@@ -269,12 +269,24 @@ func TestPortForward(t *testing.T) {
 			p.awaitForwarders(t, 0)
 		})
 	}
+	t.Run("kubectl goes on when a connection is dropped", func(t *testing.T) {
+		dial := p.forward(t, 7001, 7006)
+		for range 5 {
+			dropped := dial(7006)
+			_, err := io.ReadFull(dropped, make([]byte, 1_000_000))
+			check(t, errors.Join(err, dropped.Close()))
+			if err := echoes(dial(7001), 1000); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 	t.Run("the client drops one of two", func(t *testing.T) {
 		s := p.session(t)
 		dropped, kept := connect(t, s, 7006), connect(t, s, 7001)
 		_, err := io.ReadFull(dropped, make([]byte, 1_000_000))
 		check(t, err)
 		check(t, dropped.Reset())
+		dropped.fails(t)
 		p.awaitForwarders(t, 1)
 		_, err = kept.Write([]byte("hello"))
 		check(t, errors.Join(err, kept.Close()))
