@@ -21,11 +21,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/streaming/pkg/httpstream"
 )
 
 // serve runs a container with servers; test/target has what they are.
@@ -54,7 +54,7 @@ func (p *pod) dialer(t *testing.T) httpstream.Dialer {
 	check(t, err)
 	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
 	check(t, err)
-	return spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u)
+	return spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, u)
 }
 
 // forward forwards ports as kubectl does, and returns what connects to one.
@@ -65,7 +65,7 @@ func (p *pod) forward(t *testing.T, ports ...int) (dial func(port int) *net.TCPC
 		wanted = append(wanted, fmt.Sprint("0:", port))
 	}
 	stop, ready, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
-	client, err := portforward.NewOnAddresses(p.dialer(t), []string{"127.0.0.1"}, wanted, stop, ready, io.Discard, io.Discard)
+	client, err := portforward.NewOnAddressesForStreaming(p.dialer(t), []string{"127.0.0.1"}, wanted, stop, ready, io.Discard, io.Discard)
 	check(t, err)
 	go func() { ended <- client.ForwardPorts() }()
 	t.Cleanup(func() {
