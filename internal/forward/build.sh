@@ -5,7 +5,7 @@
 set -eu
 out=$(realpath "${1:?usage: build.sh OUTPUT}")
 cd "$(dirname "$0")"
-gcc -std=c11 -O2 -Wall -Wextra -Werror -ffreestanding -nostdlib -static -no-pie -s \
+gcc -std=c11 -O2 -Wall -Wextra -ffreestanding -nostdlib -static -no-pie -s \
 	-march=x86-64 -mno-sse -fno-pie -fno-stack-protector -fno-asynchronous-unwind-tables -fcf-protection=none \
 	-Wl,--build-id=none -Wl,-z,noseparate-code -o "$out" forward.c
 objcopy --remove-section .note.gnu.property --remove-section .comment "$out"

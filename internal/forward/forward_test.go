@@ -31,11 +31,15 @@ func TestRebuild(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := filepath.Join(t.TempDir(), "forward.elf")
-	if text, err := exec.Command("./build.sh", out).CombinedOutput(); err != nil {
+	text, err := exec.Command("./build.sh", out).CombinedOutput()
+	if err != nil {
 		t.Fatalf("build.sh: %v\n%s", err, text)
 	}
 	if v := strings.TrimSpace(string(version)); v != "12" {
 		t.Skipf("forward.elf is made by gcc 12; that of gcc %s differs", v)
+	}
+	if len(text) > 0 {
+		t.Errorf("build.sh warns: %s", text)
 	}
 	built, err := os.ReadFile(out)
 	if err != nil {
