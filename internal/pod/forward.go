@@ -130,17 +130,14 @@ func (p *Pod) startForwarder(ctx context.Context, port uint16) (*forwarder, erro
 	return f, nil
 }
 
-// kill ends the process and takes its status, which the sandbox would keep. ctx
-// may have ended.
+// kill ends the process and waits for that, at most for timeout. ctx may have
+// ended.
 func (f *forwarder) kill(ctx context.Context, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	err := f.exec.Kill(ctx, unix.SIGKILL)
 	if err == nil {
 		_, err = f.exec.Wait(ctx)
-	}
-	if errdefs.IsNotFound(err) { // an earlier wait, given up, has taken it
-		return nil
 	}
 	return err
 }
