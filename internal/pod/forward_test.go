@@ -88,9 +88,9 @@ func (n *node) listen(address string) (*net.TCPListener, int) {
 	return l.(*net.TCPListener), l.Addr().(*net.TCPAddr).Port
 }
 
-// connect forwards a port to a new listener, and returns both ends when they are
+// connected forwards a port to a new listener, and returns both ends when they are
 // connected.
-func (n *node) connect(pod string) (*forwarded, *net.TCPConn) {
+func (n *node) connected(pod string) (*forwarded, *net.TCPConn) {
 	n.t.Helper()
 	l, port := n.listen("127.0.0.1")
 	c := n.forward(pod, port)
@@ -146,7 +146,7 @@ func TestPortForward(t *testing.T) {
 
 func TestPortForwardHalfClosedByTheTarget(t *testing.T) {
 	both(t, func(n *node, pod string) {
-		c, target := n.connect(pod)
+		c, target := n.connected(pod)
 		n.must(target.CloseWrite())
 		if b, err := io.ReadAll(c); len(b) > 0 || err != nil {
 			n.t.Errorf("%q, %v", b, err)
@@ -172,7 +172,7 @@ func TestPortForwardRefused(t *testing.T) {
 
 func TestPortForwardReset(t *testing.T) {
 	both(t, func(n *node, pod string) {
-		c, target := n.connect(pod)
+		c, target := n.connected(pod)
 		n.must(target.SetLinger(0))
 		n.must(target.Close())
 		n.must(<-c.err)
@@ -200,7 +200,7 @@ func TestPortForwardWhoseClientVanishes(t *testing.T) {
 				_, _ = target.Write([]byte("to nobody"))
 			},
 		} {
-			c, target := n.connect(pod)
+			c, target := n.connected(pod)
 			vanish(c, target)
 			n.must(<-c.err)
 			if _, err := io.ReadAll(target); err != nil && !errors.Is(err, unix.ECONNRESET) {
@@ -251,7 +251,7 @@ func TestPortForwardThatNobodyAccepts(t *testing.T) {
 
 func TestPortForwardIntoASandboxThatDies(t *testing.T) {
 	both(t, func(n *node, pod string) {
-		c, target := n.connect(pod)
+		c, target := n.connected(pod)
 		n.must(n.StopPod(n.t.Context(), pod))
 		if err := <-c.err; hostNetwork(n.Pods()[0].Config()) {
 			n.must(err)
@@ -270,7 +270,7 @@ func TestPortForwardIntoASandboxThatDies(t *testing.T) {
 func TestPortForwardIntoASandboxThatHangs(t *testing.T) {
 	n := newNode(t)
 	n.signalTimeout = 10 * time.Millisecond
-	c, _ := n.connect(n.runPod("p"))
+	c, _ := n.connected(n.runPod("p"))
 	n.Fault("rpc.Signal", fakerunsc.Hang)
 	defer n.Clear("rpc.Signal")
 	c.hangUp()

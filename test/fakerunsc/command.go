@@ -146,8 +146,8 @@ func (c *cli) report(text string) {
 
 // createArgs are the flags of create and run.
 type createArgs struct {
-	bundle, pidFile, id string
-	detach              bool
+	bundle, pidFile, console, id string
+	detach                       bool
 }
 
 func (c *cli) createArgs() (createArgs, error) {
@@ -155,6 +155,7 @@ func (c *cli) createArgs() (createArgs, error) {
 	flags := flag.NewFlagSet(c.op, flag.ContinueOnError)
 	flags.StringVar(&a.bundle, "bundle", "", "")
 	flags.StringVar(&a.pidFile, "pid-file", "", "")
+	flags.StringVar(&a.console, "console-socket", "", "")
 	flags.BoolVar(&a.detach, "detach", false, "")
 	if err := flags.Parse(c.args); err != nil {
 		return a, err
@@ -203,7 +204,7 @@ func (c *cli) create() error {
 		return fmt.Errorf("creating container: container with id %q already exists", a.id)
 	}
 	if sub {
-		return c.runSub(state, s)
+		return c.runSub(state, s, a.console)
 	}
 	pid, err := c.startSandbox(a.id)
 	if err != nil {
@@ -239,8 +240,9 @@ func (c *cli) startSandbox(id string) (int, error) {
 	return cmd.Process.Pid, nil
 }
 
-// runSub creates and starts a container in a sandbox that runs.
-func (c *cli) runSub(s *state, spec *specs.Spec) error {
+// runSub creates and starts a container in a sandbox that runs. The master of its
+// terminal, if it has one, goes to the console socket.
+func (c *cli) runSub(s *state, spec *specs.Spec, console string) error {
 	root, err := c.load(s.Sandbox.ID)
 	if err != nil {
 		return fmt.Errorf("running container: creating container: cannot load sandbox: %w", err)
@@ -255,8 +257,17 @@ func (c *cli) runSub(s *state, spec *specs.Spec) error {
 		return err
 	}
 	c.dieAt(DieBeforePID)
-	args := startArgs{CID: s.ID, Args: spec.Process.Args}
-	if err := sandbox.call("StartSubcontainer", args, []*os.File{os.Stdin, os.Stdout, os.Stderr}, nil); err != nil {
+	args := startArgs{CID: s.ID, Args: spec.Process.Args, Terminal: spec.Process.Terminal}
+	stdio := []*os.File{os.Stdin, os.Stdout, os.Stderr}
+	if spec.Process.Terminal {
+		slave, err := sendTerminal(console)
+		if err != nil {
+			return fmt.Errorf("running container: creating container: setting up console with socket %q: %w", console, err)
+		}
+		defer slave.Close()
+		stdio = []*os.File{slave, slave, slave}
+	}
+	if err := sandbox.call("StartSubcontainer", args, stdio, nil); err != nil {
 		err = fmt.Errorf("running container: starting container: starting sub-container %v: creating process: %w", spec.Process.Args, err)
 		return errors.Join(err, sandbox.call("DestroySubcontainer", s.ID, nil, nil), c.remove(s))
 	}

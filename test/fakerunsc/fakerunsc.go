@@ -18,6 +18,9 @@
 //	ignore-term   the same, but only SIGKILL does
 //	trap          writes "signal N" at the first signal and exits with status 0
 //	leave         exits and leaves a process behind that holds its output
+//	jobs          writes "started" and runs until a signal ends it, with two processes
+//	              in groups of their own: one without a terminal, and one that has
+//	              the same and that only SIGKILL ends
 //
 // Everything else is a command that the file system does not have. A program that
 // comes with an exec is run as a process of the host.

@@ -18,6 +18,8 @@ type process struct {
 	sandbox    *sandbox
 	cid        string
 	pid, group int
+	parent     int
+	terminal   bool // it has one
 	args       []string
 	stdio      []*os.File
 	program    *exec.Cmd // runs on the host instead; nil for a command
@@ -26,18 +28,18 @@ type process struct {
 	status     uint32        // as wait(2) has it
 }
 
-// newProcess makes a process that leads a group, with files for its standard
-// streams.
-func (s *sandbox) newProcess(cid string, args []string, stdio []*os.File) *process {
+// start runs a process, which leads a group unless it has one.
+func (s *sandbox) start(p *process) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lastPID++
-	p := &process{
-		sandbox: s, cid: cid, pid: s.lastPID, group: s.lastPID, args: args, stdio: stdio,
-		signals: make(chan int, 64), done: make(chan struct{}),
+	p.sandbox, p.pid = s, s.lastPID
+	if p.group == 0 {
+		p.group = p.pid
 	}
+	p.signals, p.done = make(chan int, 64), make(chan struct{})
 	s.all[p] = true
-	return p
+	go p.run()
 }
 
 // executable tells why the command cannot be run.
@@ -46,7 +48,7 @@ func executable(args []string) error {
 		return fmt.Errorf("no command")
 	}
 	switch args[0] {
-	case "exit", "print", "eprint", "flood", "cat", "sleep", "ignore-term", "trap", "leave":
+	case "exit", "print", "eprint", "flood", "cat", "sleep", "ignore-term", "trap", "leave", "jobs":
 		return nil
 	case "/secret":
 		return fmt.Errorf("failed to load %s: permission denied", args[0])
@@ -96,7 +98,7 @@ func (p *process) caught(sig int) (status uint32, over bool) {
 		return 0, false
 	case s == unix.SIGKILL:
 		return uint32(sig), true
-	case s == unix.SIGCHLD || s == unix.SIGCONT || s == unix.SIGWINCH || p.args[0] == "ignore-term":
+	case s == unix.SIGCHLD || s == unix.SIGCONT || s == unix.SIGWINCH && p.args[0] != "trap" || s == unix.SIGSTOP || p.args[0] == "ignore-term":
 		return 0, false
 	case p.args[0] == "trap":
 		fmt.Fprintf(p.stdio[1], "signal %d\n", sig)
@@ -128,7 +130,12 @@ func (p *process) command() uint32 {
 	case "cat":
 		_, _ = io.Copy(p.stdio[1], p.stdio[0])
 	case "leave":
-		p.leave()
+		p.leave(process{group: p.group, args: []string{"sleep"}})
+	case "jobs":
+		p.leave(process{terminal: p.terminal, args: []string{"ignore-term"}})
+		p.leave(process{args: []string{"sleep"}})
+		fmt.Fprintln(p.stdio[1], "started")
+		select {} // until a signal
 	default:
 		select {} // until a signal
 	}
@@ -147,19 +154,17 @@ func (p *process) startProgram(program *os.File) error {
 	return p.program.Start()
 }
 
-// leave starts a process of the same group that holds the output.
-func (p *process) leave() {
-	var files []*os.File
+// leave starts a process that holds the output.
+func (p *process) leave(child process) {
 	for _, f := range p.stdio {
 		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
 			continue
 		}
-		files = append(files, os.NewFile(uintptr(fd), f.Name()))
+		child.stdio = append(child.stdio, os.NewFile(uintptr(fd), f.Name()))
 	}
-	child := p.sandbox.newProcess(p.cid, []string{"sleep"}, files)
-	child.group = p.group
-	go child.run()
+	child.cid, child.parent = p.cid, p.pid
+	p.sandbox.start(&child)
 }
 
 // repeat is an endless text of short lines.

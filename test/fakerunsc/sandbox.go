@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -23,9 +25,10 @@ const (
 	stateRunning  = 2
 	stateStopped  = 3
 
-	toProcess = 0
-	toAll     = 1
-	toGroup   = 3
+	toProcess    = 0
+	toAll        = 1
+	toForeground = 2
+	toGroup      = 3
 )
 
 // key names a process: the first of a container has pid 0.
@@ -117,7 +120,7 @@ func (s *sandbox) serve(conn *net.UnixConn) {
 // do makes one call.
 func (s *sandbox) do(method string, arg json.RawMessage, files []*os.File) (any, error) {
 	switch method {
-	case "Wait", "ContainerRuntimeState", "StartRoot", "CreateSubcontainer", "DestroySubcontainer":
+	case "Wait", "ContainerRuntimeState", "StartRoot", "CreateSubcontainer", "DestroySubcontainer", "Processes":
 		var cid string
 		if err := json.Unmarshal(arg, &cid); err != nil {
 			return nil, err
@@ -174,6 +177,8 @@ func (s *sandbox) doContainer(method, cid string) (any, error) {
 		defer s.mu.Unlock()
 		s.started[key{cid, 0}] = nil
 		return nil, nil
+	case "Processes":
+		return s.processes(cid), nil
 	}
 	return nil, s.destroy(cid)
 }
@@ -214,28 +219,30 @@ func (s *sandbox) state(cid string) int {
 
 // root is the first process of the sandbox, whose end is the sandbox's.
 func (s *sandbox) root() {
-	p := s.newProcess(s.id, []string{"sleep"}, nil)
+	p := &process{cid: s.id, args: []string{"sleep"}}
+	s.start(p)
 	s.mu.Lock()
 	s.started[key{s.id, 0}] = p
 	s.mu.Unlock()
-	p.run()
+	<-p.done
 	os.Exit(exitCode(p.status))
 }
 
 type startArgs struct {
-	CID  string
-	Args []string
+	CID      string
+	Args     []string
+	Terminal bool
 }
 
 func (s *sandbox) startSub(a startArgs, files []*os.File) error {
 	if err := executable(a.Args); err != nil {
 		return err
 	}
-	p := s.newProcess(a.CID, a.Args, files)
+	p := &process{cid: a.CID, args: a.Args, stdio: files, terminal: a.Terminal}
+	s.start(p)
 	s.mu.Lock()
 	s.started[key{a.CID, 0}] = p
 	s.mu.Unlock()
-	go p.run()
 	return nil
 }
 
@@ -243,6 +250,7 @@ type execArgs struct {
 	Argv        []string `json:"argv"`
 	GuestFDs    []int
 	ContainerID string
+	StdioIsPty  bool
 }
 
 func (s *sandbox) exec(a execArgs, files []*os.File) (int, error) {
@@ -262,16 +270,16 @@ func (s *sandbox) exec(a execArgs, files []*os.File) (int, error) {
 			return 0, err
 		}
 	}
-	p = s.newProcess(a.ContainerID, a.Argv, stdio)
+	p = &process{cid: a.ContainerID, args: a.Argv, stdio: stdio, terminal: a.StdioIsPty}
 	if len(program) > 0 {
 		if err := p.startProgram(program[0]); err != nil {
 			return 0, err
 		}
 	}
+	s.start(p)
 	s.mu.Lock()
 	s.started[key{a.ContainerID, p.pid}] = p
 	s.mu.Unlock()
-	go p.run()
 	return p.pid, nil
 }
 
@@ -309,7 +317,7 @@ func (s *sandbox) signal(a signalArgs) error {
 	for p := range s.all {
 		switch {
 		case p.cid != a.CID,
-			a.Mode == toProcess && p.pid != pid,
+			(a.Mode == toProcess || a.Mode == toForeground) && p.pid != pid, // the leader is in the foreground
 			a.Mode == toGroup && p.group != pid:
 		default:
 			targets = append(targets, p)
@@ -326,6 +334,25 @@ func (s *sandbox) signal(a signalArgs) error {
 		p.signal(a.Signo)
 	}
 	return nil
+}
+
+// processes lists a container's processes.
+func (s *sandbox) processes(cid string) []any {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []any
+	all := slices.SortedFunc(maps.Keys(s.all), func(a, b *process) int { return a.pid - b.pid })
+	for _, p := range all {
+		if p.cid != cid {
+			continue
+		}
+		tty := "?"
+		if p.terminal {
+			tty = "pts/0"
+		}
+		list = append(list, map[string]any{"pid": p.pid, "ppid": p.parent, "pgid": p.group, "tty": tty})
+	}
+	return list
 }
 
 // destroy kills all of a container and forgets it.

@@ -110,8 +110,8 @@ func (p *pod) session(t *testing.T) httpstream.Connection {
 	return s
 }
 
-// connect makes a connection to a port.
-func connect(t *testing.T, s httpstream.Connection, port int) *connection {
+// forwarded makes a connection to a port.
+func forwarded(t *testing.T, s httpstream.Connection, port int) *connection {
 	t.Helper()
 	create := func(kind, id string) httpstream.Stream {
 		stream, err := s.CreateStream(http.Header{
@@ -223,7 +223,7 @@ func TestPortForward(t *testing.T) {
 		all.Wait()
 	})
 	t.Run("the client ends its half first", func(t *testing.T) {
-		c := connect(t, p.session(t), 7004)
+		c := forwarded(t, p.session(t), 7004)
 		_, err := c.Write(make([]byte, 1_000_000))
 		check(t, err)
 		check(t, c.Close())
@@ -231,7 +231,7 @@ func TestPortForward(t *testing.T) {
 		c.fails(t)
 	})
 	t.Run("the target ends its half first", func(t *testing.T) {
-		bye := connect(t, p.session(t), 7005)
+		bye := forwarded(t, p.session(t), 7005)
 		bye.reads(t, "hello")
 		_, err := bye.Write([]byte("bye"))
 		check(t, err)
@@ -240,7 +240,7 @@ func TestPortForward(t *testing.T) {
 		c.waitFor(t, `hello got "bye" <nil>`)
 	})
 	t.Run("nobody listens", func(t *testing.T) {
-		c := connect(t, p.session(t), 7000)
+		c := forwarded(t, p.session(t), 7000)
 		_, _ = c.Write([]byte("to nobody"))
 		c.fails(t, "port 7000", "connection refused")
 	})
@@ -259,7 +259,7 @@ func TestPortForward(t *testing.T) {
 			s := p.session(t)
 			var connections []*connection
 			for range 3 {
-				connections = append(connections, connect(t, s, tt.port))
+				connections = append(connections, forwarded(t, s, tt.port))
 			}
 			for _, c := range connections {
 				go c.feed(tt.size)
@@ -282,7 +282,7 @@ func TestPortForward(t *testing.T) {
 	})
 	t.Run("the client drops one of two", func(t *testing.T) {
 		s := p.session(t)
-		dropped, kept := connect(t, s, 7006), connect(t, s, 7001)
+		dropped, kept := forwarded(t, s, 7006), forwarded(t, s, 7001)
 		_, err := io.ReadFull(dropped, make([]byte, 1_000_000))
 		check(t, err)
 		check(t, dropped.Reset())
@@ -325,7 +325,7 @@ func TestPortForwardToTheHostNetwork(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	connect(t, p.session(t), 1).fails(t, "port 1", "connection refused")
+	forwarded(t, p.session(t), 1).fails(t, "port 1", "connection refused")
 }
 
 func TestPortForwardToAPodThatStops(t *testing.T) {
@@ -333,7 +333,7 @@ func TestPortForwardToAPodThatStops(t *testing.T) {
 	p := d.runPod(t)
 	p.serve(t, "source@127.0.0.1:7001", "mute@127.0.0.1:7002")
 	s := p.session(t)
-	source, mute := connect(t, s, 7001), connect(t, s, 7002)
+	source, mute := forwarded(t, s, 7001), forwarded(t, s, 7002)
 	_, err := io.ReadFull(source, make([]byte, 1_000_000))
 	check(t, err)
 	go func() { _, _ = io.Copy(io.Discard, source) }()
@@ -354,7 +354,7 @@ func TestPortForwardOfADaemonThatIsKilled(t *testing.T) {
 	p := d.runPod(t)
 	p.serve(t, "echo@127.0.0.1:7001", "mute@127.0.0.1:7002", "deaf@127.0.0.1:7003")
 	for port := 7001; port <= 7003; port++ {
-		go connect(t, p.session(t), port).feed(1 << 40)
+		go forwarded(t, p.session(t), port).feed(1 << 40)
 	}
 	p.awaitForwarders(t, 3)
 	d.stop(t, unix.SIGKILL)
