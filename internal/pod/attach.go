@@ -35,6 +35,15 @@ func (r *Registry) Attach(ctx context.Context, id string, s stdio.Streams) error
 	if c.output == nil || c.Config().Tty && c.output.terminal == nil {
 		return fmt.Errorf("container %s: its streams were lost when the daemon was restarted: %w", c.ID, errdefs.ErrUnavailable)
 	}
+	ctx, cut := context.WithCancelCause(ctx)
+	defer cut(nil)
+	// Before the input: what that brings about is output for this client.
+	taps := c.tap(s, cut)
+	defer func() {
+		for _, t := range taps {
+			t.Close()
+		}
+	}()
 	if s.In != nil {
 		input, err := c.takeInput()
 		if err != nil {
@@ -49,25 +58,28 @@ func (r *Registry) Attach(ctx context.Context, id string, s stdio.Streams) error
 	if s.Resize != nil && c.output.terminal != nil {
 		go c.output.terminal.Follow(s.Resize)
 	}
-	if err := c.deliver(ctx, s); err != nil {
+	if err := c.deliver(ctx, taps); err != nil {
 		return fmt.Errorf("container %s: %w", c.ID, err)
 	}
 	return nil
 }
 
-// deliver brings a client the output of the container until that has ended.
-func (c *Container) deliver(ctx context.Context, s stdio.Streams) error {
-	ctx, cut := context.WithCancelCause(ctx)
-	defer cut(nil)
-	ends, open := make(chan error, len(outputs)), 0
+// tap adds a client to the outputs that it wants.
+func (c *Container) tap(s stdio.Streams, cut context.CancelCauseFunc) []*stdio.Tap {
+	var taps []*stdio.Tap
 	for i, w := range []io.Writer{s.Out, s.Err} {
-		if w == nil || i >= len(c.output.streams) {
-			continue
+		if w != nil && i < len(c.output.streams) {
+			taps = append(taps, c.output.streams[i].Tap(w, cut))
 		}
-		tap := c.output.streams[i].Tap(w, cut)
-		defer tap.Close()
-		open++
-		go func() { ends <- tap.Run(ctx) }()
+	}
+	return taps
+}
+
+// deliver brings a client what it gets until the container has ended.
+func (c *Container) deliver(ctx context.Context, taps []*stdio.Tap) error {
+	ends, open := make(chan error, len(taps)), len(taps)
+	for _, t := range taps {
+		go func() { ends <- t.Run(ctx) }()
 	}
 	var late <-chan time.Time
 	for ended := c.ended; open > 0 || ended != nil; {

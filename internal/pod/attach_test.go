@@ -240,7 +240,7 @@ func TestClientThatDoesNotKeepUp(t *testing.T) {
 	other := n.attach(c)
 	other.write("begin\n")
 	other.await(&other.out, "begin\n")
-	const piece, pieces = 64 << 10, 40
+	const piece, pieces = 64 << 10, 140
 	for i := range pieces { // as fast as the other client takes it
 		other.write(strings.Repeat("x", piece-1) + "\n")
 		for len(other.out.String()) < len("begin\n")+(i+1)*piece {

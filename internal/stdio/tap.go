@@ -12,7 +12,9 @@ import (
 )
 
 // tapLimit is how much of a stream waits for a client that is slower, in bytes.
-const tapLimit = 1 << 20
+// With 1 MiB a client on the same machine was cut off in a flood of output when
+// the processors were busy.
+const tapLimit = 8 << 20
 
 // Tap is one client of a stream: it gets what the stream reads from now on. It
 // never holds the stream up. A client that falls back too far is cut off.
@@ -54,7 +56,9 @@ func (t *Tap) Run(ctx context.Context) error {
 				return fmt.Errorf("client of %s: %w", t.stream.name, err)
 			}
 		}
-		spare = data
+		if spare = data; cap(spare) > tapLimit/8 {
+			spare = nil // a burst is over
+		}
 		if ended {
 			return nil
 		}

@@ -62,10 +62,6 @@ func (s *session) Next() *remotecommand.TerminalSize {
 // connect begins the session at a URL.
 func connect(t *testing.T, address string, tty, stdin, stderr bool) *session {
 	t.Helper()
-	u, err := url.Parse(address)
-	check(t, err)
-	e, err := remotecommand.NewSPDYExecutor(&rest.Config{Host: u.Host}, "POST", u)
-	check(t, err)
 	s := &session{t: t, ended: make(chan error, 1)}
 	o := remotecommand.StreamOptions{Stdout: &s.stdout, Tty: tty}
 	if stdin {
@@ -80,11 +76,20 @@ func connect(t *testing.T, address string, tty, stdin, stderr bool) *session {
 		o.TerminalSizeQueue = s
 		t.Cleanup(func() { close(s.sizes) })
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	s.hangUp = cancel
-	t.Cleanup(s.hangUp)
-	go func() { s.ended <- e.StreamWithContext(ctx, o) }()
+	s.begin(address, o)
 	return s
+}
+
+func (s *session) begin(address string, o remotecommand.StreamOptions) {
+	s.t.Helper()
+	u, err := url.Parse(address)
+	check(s.t, err)
+	e, err := remotecommand.NewSPDYExecutor(&rest.Config{Host: u.Host}, "POST", u)
+	check(s.t, err)
+	ctx, cancel := context.WithCancel(s.t.Context())
+	s.hangUp = cancel
+	s.t.Cleanup(s.hangUp)
+	go func() { s.ended <- e.StreamWithContext(ctx, o) }()
 }
 
 // session runs a command without a terminal.
@@ -112,6 +117,16 @@ func (c *container) attach(t *testing.T, stdin bool) *session {
 	return connect(t, r.Url, tty, stdin, !tty)
 }
 
+// attachTo attaches a client to the container's standard output.
+func (c *container) attachTo(t *testing.T, client io.Writer) *session {
+	t.Helper()
+	r, err := c.raw.Attach(ctx(t), &runtime.AttachRequest{ContainerId: c.id, Stdout: true})
+	check(t, err)
+	s := &session{t: t, ended: make(chan error, 1)}
+	s.begin(r.Url, remotecommand.StreamOptions{Stdout: client})
+	return s
+}
+
 // write types a text.
 func (s *session) write(text string) {
 	s.t.Helper()
@@ -126,10 +141,10 @@ func (s *session) expect(text string) {
 	eventually(s.t, fmt.Sprintf("output %q", text), func() error {
 		s.stdout.mu.Lock()
 		defer s.stdout.mu.Unlock()
-		rest := s.stdout.text.String()[s.stdout.seen:]
-		i := strings.Index(rest, text)
+		rest := s.stdout.text.Bytes()[s.stdout.seen:]
+		i := bytes.Index(rest, []byte(text))
 		if i < 0 {
-			return fmt.Errorf("it is %q", rest)
+			return fmt.Errorf("it is %.1000q", rest)
 		}
 		s.stdout.seen += i + len(text)
 		return nil
