@@ -150,7 +150,7 @@ func TestManySessions(t *testing.T) {
 	c := d.runPod(t).run(t, forever)
 	before := c.commands(t)
 	var wg sync.WaitGroup
-	for i := range 40 {
+	for i := range 300 {
 		var s *session
 		if i%2 == 0 {
 			s = c.session(t, "cat")

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -85,5 +86,42 @@ func TestReopenLogFails(t *testing.T) {
 	c.ended(t)
 	if out := c.output(t); out != "first\nsecond\n" {
 		t.Errorf("output %q", out)
+	}
+}
+
+// TestLogOnAFullDisk holds up the container that writes, and nobody else, until
+// there is room again.
+func TestLogOnAFullDisk(t *testing.T) {
+	d := newDaemon(t, noNetwork)
+	logs := d.path("logs")
+	check(t, os.MkdirAll(logs, 0o755))
+	check(t, unix.Mount("tmpfs", logs, "tmpfs", 0, "size=256k"))
+	p := d.runPod(t)
+	const lines = 200_000 // more than the disk and the pipe hold
+	c := p.run(t, fmt.Sprint("seq ", lines))
+	eventually(t, "the disk is full", func() error {
+		var s unix.Statfs_t
+		if err := unix.Statfs(logs, &s); err != nil || s.Bfree > 0 {
+			return fmt.Errorf("%d blocks free, %w", s.Bfree, err)
+		}
+		return nil
+	})
+	if s := c.status(t); s.State != runtime.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("the container is %v", s.State)
+	}
+	other := p.run(t, forever, func(c *runtime.ContainerConfig) { c.LogPath = "" })
+	if out, code := other.exec(t, "echo here"); code != 0 || out != "here\n" {
+		t.Errorf("output %q", out)
+	}
+	check(t, unix.Mount("tmpfs", logs, "tmpfs", unix.MS_REMOUNT, "size=64m"))
+	c.ended(t)
+	n := 0
+	for _, l := range readLog(t, c.logPath()) {
+		if n++; l.contents != fmt.Sprint(n) {
+			t.Fatalf("line %q, want %d", l.contents, n)
+		}
+	}
+	if n != lines {
+		t.Errorf("%d lines in the log, want %d", n, lines)
 	}
 }
