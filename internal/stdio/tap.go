@@ -11,7 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// tapLimit is how much of a stream waits for a client that is slower, in bytes.
+// tapLimit is how much of a stream waits for a client that is slower, in bytes,
+// besides what is being written to it.
 // With 1 MiB a client on the same machine was cut off in a flood of output when
 // the processors were busy.
 const tapLimit = 8 << 20
