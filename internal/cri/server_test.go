@@ -53,6 +53,10 @@ func (busybox) Get(context.Context, string) (*image.Image, error) {
 func (busybox) Mount(context.Context, string, string, string) error { return nil }
 func (busybox) Unmount(context.Context, string, string) error       { return nil }
 func (busybox) Snapshots(context.Context) ([]string, error)         { return nil, nil }
+func (busybox) WritableUsage(context.Context, string) (image.Usage, error) {
+	return image.Usage{Bytes: 4096, Inodes: 2}, nil
+}
+func (busybox) Root() string { return "/" }
 
 // down is a network that is not there yet.
 type down struct{ network.None }

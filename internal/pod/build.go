@@ -19,6 +19,7 @@ import (
 	"github.com/runscd/runscd/internal/proc"
 	"github.com/runscd/runscd/internal/runsc"
 	"github.com/runscd/runscd/internal/spec"
+	"github.com/runscd/runscd/internal/stats"
 )
 
 // Deadlines of the ways up and down. A client that gives up earlier finds what
@@ -88,12 +89,13 @@ func (r *Registry) buildPod(ctx context.Context, req *runtime.RunPodSandboxReque
 		return "", err
 	}
 	host := p.init.Host()
-	cgroup, err := memoryCgroup(host.PID)
+	cgroup, err := stats.CgroupOf(r.cgroupRoot, host.PID)
 	if err != nil {
 		return "", fmt.Errorf("cgroup of the sandbox: %w", err)
 	}
+	kills, _ := cgroup.OOMKills() // a cgroup that was there before may have some
 	err = p.update(func(f *podRecord) {
-		f.CreatedAt, f.Host, f.Cgroup, f.IPs = time.Now(), host, cgroup, ips
+		f.CreatedAt, f.Host, f.Cgroup, f.OOMKills, f.IPs = time.Now(), host, cgroup.Memory, kills, ips
 	})
 	if err != nil {
 		return "", err

@@ -1,6 +1,8 @@
 package pod
 
 import (
+	"sync/atomic"
+
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/runscd/runscd/internal/proc"
@@ -17,6 +19,8 @@ type Container struct {
 	output *output
 	// ended is closed when the facts tell the end.
 	ended chan struct{}
+	// killed says that the container gets SIGKILL from here.
+	killed atomic.Bool
 	// release is a token for whoever starts the container or tears it down.
 	release chan struct{}
 }

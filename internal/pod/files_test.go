@@ -71,47 +71,6 @@ func TestStopSignal(t *testing.T) {
 	}
 }
 
-func TestMemoryCgroup(t *testing.T) {
-	for _, tt := range []struct{ name, text, want string }{
-		{"version 1", "9:memory:/a/b\n8:cpu,cpuacct:/c\n1:name=systemd:/d\n", "/cg/memory/a/b"},
-		{"beside another", "9:hugetlb,memory:/a\n", "/cg/memory/a"},
-		{"hybrid", "0::/unified\n9:memory:/a\n", "/cg/memory/a"},
-		{"hybrid in another order", "9:memory:/a\n0::/unified\n", "/cg/memory/a"},
-		{"version 2", "0::/kubepods.slice/x:y.scope\n", "/cg/kubepods.slice/x:y.scope"},
-		{"version 1 without it", "8:cpu:/c\n", ""},
-		{"nothing", "", ""},
-		{"nonsense", "memory\n:\n", ""},
-	} {
-		got, err := memoryCgroupIn("/cg", tt.text)
-		if got != tt.want || (err == nil) == (tt.want == "") {
-			t.Errorf("%s: %q, %v; want %q", tt.name, got, err, tt.want)
-		}
-	}
-	if _, err := memoryCgroup(os.Getpid()); err != nil {
-		t.Errorf("of this process: %v", err)
-	}
-}
-
-func TestOOMKills(t *testing.T) {
-	for _, tt := range []struct {
-		file, text string
-		want       uint64
-	}{
-		{"memory.events", "low 0\nhigh 0\nmax 12\noom 5\noom_kill 3\noom_group_kill 1\n", 3},
-		{"memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n", 2},
-		{"memory.events", "oom 5\n", 0},
-		{"other", "oom_kill 7\n", 0},
-	} {
-		dir := t.TempDir()
-		if err := os.WriteFile(filepath.Join(dir, tt.file), []byte(tt.text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if got := oomKills(dir); got != tt.want {
-			t.Errorf("%s %q: %d, want %d", tt.file, tt.text, got, tt.want)
-		}
-	}
-}
-
 func TestPodFiles(t *testing.T) {
 	dir := t.TempDir()
 	err := writePodFiles(dir, &runtime.PodSandboxConfig{Hostname: "web", DnsConfig: &runtime.DNSConfig{

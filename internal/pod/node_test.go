@@ -291,6 +291,17 @@ func (i *fakeImages) Unmount(_ context.Context, id, _ string) error {
 
 func (i *fakeImages) Snapshots(context.Context) ([]string, error) { return i.keys(), nil }
 
+func (i *fakeImages) WritableUsage(_ context.Context, id string) (image.Usage, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.mounted[id] == "" {
+		return image.Usage{}, fmt.Errorf("root file system %s: %w", id, errdefs.ErrNotFound)
+	}
+	return image.Usage{Bytes: 4096, Inodes: 2}, nil
+}
+
+func (i *fakeImages) Root() string { return "/images" }
+
 func (i *fakeImages) keys() (keys []string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()

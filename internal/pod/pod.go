@@ -1,11 +1,6 @@
 package pod
 
 import (
-	"errors"
-	"fmt"
-	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"sync/atomic"
 
@@ -13,6 +8,7 @@ import (
 
 	"github.com/runscd/runscd/internal/network"
 	"github.com/runscd/runscd/internal/proc"
+	"github.com/runscd/runscd/internal/stats"
 )
 
 // Pod is a pod sandbox.
@@ -27,8 +23,10 @@ type Pod struct {
 	stopping atomic.Bool
 	// ended is closed when the facts tell the end of the sandbox. It is nil for
 	// one that never ran, or not since the daemon was started.
-	ended   chan struct{}
-	oomSeen atomic.Uint64
+	ended chan struct{}
+	// kills is the last that was read of the cgroup.
+	kills atomic.Pointer[memoryKills]
+	meter meter
 }
 
 // Config is the configuration that the pod was made with. It is not changed.
@@ -67,63 +65,7 @@ func (p *Pod) network() network.Pod {
 	return n
 }
 
-// oomKilled tells whether the kernel has killed for memory in the pod's cgroup
-// since an exit was put down to it before. alone says that the sandbox goes on:
-// then the kill was of one container only, and is used up.
-func (p *Pod) oomKilled(alone bool) bool {
-	kills := oomKills(p.Facts().Cgroup)
-	if alone {
-		return kills > p.oomSeen.Swap(kills)
-	}
-	return kills > p.oomSeen.Load()
-}
-
-// memoryCgroup returns the directory of a process's memory controller.
-func memoryCgroup(pid int) (string, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-	if err != nil {
-		return "", err
-	}
-	return memoryCgroupIn("/sys/fs/cgroup", string(text))
-}
-
-// memoryCgroupIn reads /proc/<pid>/cgroup: "n:controllers:path" a line, where
-// version 2 has the one line "0::path".
-func memoryCgroupIn(root, text string) (string, error) {
-	unified := ""
-	for line := range strings.Lines(text) {
-		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if len(fields) != 3 {
-			continue
-		}
-		for _, controller := range strings.Split(fields[1], ",") {
-			if controller == "memory" {
-				return filepath.Join(root, "memory", fields[2]), nil
-			}
-		}
-		if fields[0] == "0" {
-			unified = filepath.Join(root, fields[2])
-		}
-	}
-	if unified == "" {
-		return "", errors.New("no memory cgroup")
-	}
-	return unified, nil
-}
-
-// oomKills reads how often the kernel has killed for memory in a cgroup.
-func oomKills(dir string) uint64 {
-	for _, file := range []string{"memory.events", "memory.oom_control"} { // version 2, version 1
-		text, err := os.ReadFile(filepath.Join(dir, file))
-		if err != nil {
-			continue
-		}
-		for line := range strings.Lines(string(text)) {
-			if n, ok := strings.CutPrefix(strings.TrimSpace(line), "oom_kill "); ok {
-				kills, _ := strconv.ParseUint(n, 10, 64)
-				return kills
-			}
-		}
-	}
-	return 0
+// cgroup is the sandbox's on the host.
+func (p *Pod) cgroup() stats.Cgroup {
+	return stats.Cgroup{Root: p.home.cgroupRoot, Memory: p.Facts().Cgroup}
 }

@@ -27,7 +27,9 @@ type podRecord struct {
 	CreatedAt time.Time        `json:"created_at,omitzero"`
 	Host      proc.HostProcess `json:"host_process,omitzero"`
 	Cgroup    string           `json:"cgroup,omitempty"` // directory of the memory controller
-	IPs       []string         `json:"ips,omitempty"`
+	// OOMKills is the kernel's count of kills for memory that have been told.
+	OOMKills uint64   `json:"oom_kills,omitempty"`
+	IPs      []string `json:"ips,omitempty"`
 	// StoppedAt is when the sandbox was seen to be gone.
 	StoppedAt time.Time `json:"stopped_at,omitzero"`
 	// Released says that nothing on the host is held for the pod any more but

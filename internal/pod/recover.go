@@ -44,6 +44,8 @@ func Open(ctx context.Context, o Options) (*Registry, error) {
 		boot:           strings.TrimSpace(string(boot)),
 		signalTimeout:  signalTimeout,
 		killTimeout:    killTimeout,
+		statsTimeout:   statsTimeout,
+		cgroupRoot:     "/sys/fs/cgroup",
 	}
 	r.copying, r.stopCopying = context.WithCancel(context.WithoutCancel(ctx))
 	for _, dir := range []string{"pods", "containers", "netns", "runsc"} {
@@ -173,7 +175,6 @@ func (r *Registry) recoverPod(ctx context.Context, p *Pod, containers map[string
 func (p *Pod) recover(ctx context.Context) {
 	f := p.Facts()
 	if f.Boot == p.home.boot && f.StoppedAt.IsZero() {
-		p.oomSeen.Store(oomKills(f.Cgroup))
 		err := p.init.Recover(ctx, f.Host)
 		if err == nil {
 			p.ended = make(chan struct{})

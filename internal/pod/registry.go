@@ -24,6 +24,8 @@ type Images interface {
 	Mount(ctx context.Context, id, imageID, target string) error
 	Unmount(ctx context.Context, id, target string) error
 	Snapshots(ctx context.Context) ([]string, error)
+	WritableUsage(ctx context.Context, id string) (image.Usage, error)
+	Root() string
 }
 
 // Network connects pods' network namespaces; internal/network has two.
@@ -75,6 +77,8 @@ type Registry struct {
 	boot             string
 	signalTimeout    time.Duration
 	killTimeout      time.Duration
+	statsTimeout     time.Duration
+	cgroupRoot       string // where the host's hierarchies are mounted
 }
 
 // Handler returns the handler of a name, "" being the default. It may be one

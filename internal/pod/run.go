@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,7 +82,10 @@ func (c *Container) undoStart(ctx context.Context) error {
 func (c *Container) watch() {
 	<-c.init.Done()
 	exit := c.init.Exit()
-	oom := exit.Status == 128+int(unix.SIGKILL) && c.Pod.oomKilled(exit.Known)
+	oom := ""
+	if exit.Status == 128+int(unix.SIGKILL) && !c.killed.Load() && !c.Pod.stopping.Load() {
+		oom = c.Pod.outOfMemory(exit.Known)
+	}
 
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
@@ -90,8 +94,8 @@ func (c *Container) watch() {
 	}
 	facts := containerRecord{FinishedAt: exit.At, ExitCode: exit.Status, Reason: reasonError}
 	switch {
-	case oom:
-		facts.Reason = reasonOOMKilled
+	case oom != "":
+		facts.Reason, facts.Message = reasonOOMKilled, oom
 	case exit.Status == 0:
 		facts.Reason = reasonCompleted
 	case !exit.Known && !c.Pod.stopping.Load():
@@ -124,7 +128,7 @@ func (p *Pod) watch() {
 	message := ""
 	if !p.stopping.Load() {
 		message = fmt.Sprintf("sandbox ended by itself with status %d", exit.Status)
-		if cause := runsc.Cause(p.init.Bundle); cause != "" {
+		if cause := cmp.Or(p.outOfMemory(false), runsc.Cause(p.init.Bundle)); cause != "" {
 			message += ": " + cause
 		}
 		log.Error(message)
@@ -184,6 +188,11 @@ func (r *Registry) StopContainer(ctx context.Context, id string, timeout time.Du
 
 // kill ends a container and, if its sandbox does not do it, the sandbox.
 func (c *Container) kill(ctx context.Context) error {
+	select {
+	case <-c.init.Done(): // by itself
+	default:
+		c.killed.Store(true)
+	}
 	if err := c.signal(ctx, unix.SIGKILL, true); err != nil {
 		logrus.WithField("container", c.ID).WithError(err).Warn("kill signal")
 	}

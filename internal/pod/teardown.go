@@ -61,11 +61,16 @@ func (p *Pod) stop(ctx context.Context) error {
 
 // giveUp ends the sandbox with all in it and takes its network away.
 func (p *Pod) giveUp(ctx context.Context) error {
-	p.stopping.Store(true)
+	select {
+	case <-p.init.Done(): // by itself
+	default:
+		p.stopping.Store(true)
+	}
 	// The kernel ends everything in a sandbox with its process, so the
 	// containers need no signals of their own, and nothing of the pod uses the
 	// network when it goes.
 	err := p.init.Kill(ctx, unix.SIGKILL, true)
+	p.memoryKills() // goes with the cgroup, and is perhaps not told yet
 	var g errgroup.Group
 	g.Go(func() error { return p.init.Delete(ctx) })
 	if !hostNetwork(p.Config()) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -130,7 +131,8 @@ func (c *Control) Exec(ctx context.Context, id string, p *specs.Process, stdio S
 }
 
 // call makes one call on a connection of its own and decodes the answer into
-// result unless that is nil.
+// result unless that is nil. A method is the container manager's unless it names
+// another object of the sentry's.
 func (c *Control) call(ctx context.Context, method string, arg any, files []*os.File, result any) error {
 	conn, err := dial(ctx, c.runtime.socket(c.sandbox))
 	if err != nil && err == ctx.Err() {
@@ -142,13 +144,15 @@ func (c *Control) call(ctx context.Context, method string, arg any, files []*os.
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-
+	if !strings.Contains(method, ".") {
+		method = "containerManager." + method
+	}
 	answer := struct {
 		Success bool
 		Err     string
 		Result  any
 	}{Result: result}
-	err = send(conn, map[string]any{"method": "containerManager." + method, "arg": arg}, files)
+	err = send(conn, map[string]any{"method": method, "arg": arg}, files)
 	if err == nil {
 		err = json.NewDecoder(conn).Decode(&answer)
 	}

@@ -120,12 +120,14 @@ func (s *sandbox) serve(conn *net.UnixConn) {
 // do makes one call.
 func (s *sandbox) do(method string, arg json.RawMessage, files []*os.File) (any, error) {
 	switch method {
-	case "Wait", "ContainerRuntimeState", "StartRoot", "CreateSubcontainer", "DestroySubcontainer", "Processes":
+	case "Wait", "ContainerRuntimeState", "StartRoot", "CreateSubcontainer", "DestroySubcontainer", "Processes", "Event":
 		var cid string
 		if err := json.Unmarshal(arg, &cid); err != nil {
 			return nil, err
 		}
 		return s.doContainer(method, cid)
+	case "Cgroups.ReadControlFiles":
+		return s.readControlFiles(arg)
 	case "StartSubcontainer":
 		var a startArgs
 		if err := json.Unmarshal(arg, &a); err != nil {
@@ -169,6 +171,8 @@ func (s *sandbox) doContainer(method, cid string) (any, error) {
 		return p.status, nil
 	case "ContainerRuntimeState":
 		return s.state(cid), nil
+	case "Event":
+		return s.event(cid)
 	case "StartRoot":
 		go s.root()
 		return nil, nil

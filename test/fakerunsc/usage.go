@@ -1,0 +1,84 @@
+package fakerunsc
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+)
+
+// cgroupDir has the control files that a test has set, a directory a container.
+const cgroupDir = "cgroup"
+
+// controlFiles are those of a container in a sandbox, unless a test has set others.
+var controlFiles = map[string]string{
+	"cpu.stat":       "usage_usec 40000\nuser_usec 30000\nsystem_usec 10000",
+	"memory.current": "1048576",
+	"cgroup.procs":   "1\n7",
+	"pids.current":   "3",
+}
+
+// Cgroup sets a control file of a container's cgroup in its sandbox. The empty
+// text takes it away.
+func (f *Fake) Cgroup(id, name, text string) {
+	f.t.Helper()
+	dir := filepath.Join(f.dir, cgroupDir, id)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// event tells of the network, as the sentry does for each container.
+func (s *sandbox) event(cid string) (any, error) {
+	if _, err := s.first(cid); err != nil {
+		return nil, err
+	}
+	return map[string]any{"event": map[string]any{"type": "stats", "id": cid, "data": map[string]any{
+		"network_interfaces": []map[string]any{
+			{"Name": "lo", "RxBytes": 1, "RxPackets": 1, "TxBytes": 1, "TxPackets": 1},
+			{"Name": "eth0", "RxBytes": 1000, "RxPackets": 10, "TxBytes": 2000, "TxPackets": 20},
+		},
+	}}}, nil
+}
+
+type readArgs struct {
+	Args []struct {
+		File struct{ Path, Name string }
+	}
+}
+
+type readResult struct {
+	Value   string `json:"value"`
+	IsError bool   `json:"is_error"`
+}
+
+// readControlFiles has only containers that run have a cgroup.
+func (s *sandbox) readControlFiles(arg json.RawMessage) (any, error) {
+	var a readArgs
+	if err := json.Unmarshal(arg, &a); err != nil {
+		return nil, err
+	}
+	var results []readResult
+	for _, r := range a.Args {
+		text, err := s.controlFile(filepath.Base(r.File.Path), r.File.Name)
+		if err != nil {
+			text = err.Error()
+		}
+		results = append(results, readResult{text, err != nil})
+	}
+	return map[string]any{"results": results}, nil
+}
+
+func (s *sandbox) controlFile(cid, name string) (string, error) {
+	text := controlFiles[name]
+	if set, err := os.ReadFile(filepath.Join(s.dir, cgroupDir, cid, name)); err == nil {
+		text = string(set)
+	}
+	if s.state(cid) != stateRunning || text == "" {
+		return "", errors.New("controller not active")
+	}
+	return text, nil
+}
