@@ -19,6 +19,11 @@ var generalSeries = []series{
 		container: func(s *pod.ContainerStats) []sample { return unix(s.AskedAt) },
 	},
 	{
+		name: "container_creation_time_seconds", help: "Container creation time since unix epoch in seconds.", kind: gauge,
+		pod:       func(s *pod.Stats) []sample { return unix(s.Pod.Facts().CreatedAt) },
+		container: func(s *pod.ContainerStats) []sample { return unix(s.Facts().CreatedAt) },
+	},
+	{
 		name: "container_start_time_seconds", help: "Start time of the container since unix epoch in seconds.", kind: gauge,
 		pod:       func(s *pod.Stats) []sample { return unix(s.Pod.Facts().CreatedAt) },
 		container: func(s *pod.ContainerStats) []sample { return unix(s.Facts().StartedAt) },

@@ -29,6 +29,7 @@ import (
 	"github.com/runscd/runscd/internal/network"
 	"github.com/runscd/runscd/internal/pod"
 	"github.com/runscd/runscd/internal/runsc"
+	"github.com/runscd/runscd/internal/stats"
 	"github.com/runscd/runscd/test/fakerunsc"
 )
 
@@ -75,7 +76,7 @@ func newServer(t *testing.T) *server {
 	t.Helper()
 	state := t.TempDir()
 	pods, err := pod.Open(t.Context(), pod.Options{
-		Root: t.TempDir(), State: state, Default: "runsc", Images: busybox{}, Network: network.None{}, Monitor: reaper,
+		Root: t.TempDir(), State: state, Default: "runsc", Images: busybox{}, Network: network.None{}, Monitor: reaper, CgroupRoot: cgroups(t),
 		Handlers: map[string]*pod.Handler{"runsc": {
 			Runtime: runsc.New(runsc.Options{Path: fakerunsc.Install(t).Path, Root: pod.RunscRoot(state, "runsc")}),
 		}},
@@ -92,6 +93,29 @@ func newServer(t *testing.T) *server {
 		}
 	})
 	return s
+}
+
+// cgroups makes cgroups of the host, with the one that the sandboxes are in.
+func cgroups(t *testing.T) (root string) {
+	t.Helper()
+	root = t.TempDir()
+	c, err := stats.CgroupOf(root, os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := c.Path()
+	for name, text := range map[string]string{
+		filepath.Join(c.Memory, "memory.current"): "1000", filepath.Join(c.Memory, "cpu.stat"): "usage_usec 50000\n", // version 2
+		filepath.Join(c.Memory, "memory.usage_in_bytes"): "1000", filepath.Join(root, "cpuacct", path, "cpuacct.usage"): "50000000",
+	} {
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
 }
 
 // client serves at a socket and connects to it.

@@ -89,7 +89,7 @@ func (r *Registry) buildPod(ctx context.Context, req *runtime.RunPodSandboxReque
 		return "", err
 	}
 	host := p.init.Host()
-	cgroup, err := stats.CgroupOf(r.cgroupRoot, host.PID)
+	cgroup, err := stats.CgroupOf(r.CgroupRoot, host.PID)
 	if err != nil {
 		return "", fmt.Errorf("cgroup of the sandbox: %w", err)
 	}

@@ -46,13 +46,14 @@ type node struct {
 	root    string
 	state   string
 	logs    string
+	cgroups string // the host's; see cgroup
 	opened  []*Registry
 }
 
 func newNode(t *testing.T) *node {
 	t.Helper()
 	n := &node{
-		Fake: fakerunsc.Install(t), t: t, root: t.TempDir(), state: t.TempDir(), logs: t.TempDir(),
+		Fake: fakerunsc.Install(t), t: t, root: t.TempDir(), state: t.TempDir(), logs: t.TempDir(), cgroups: t.TempDir(),
 		images:  &fakeImages{mounted: map[string]string{}},
 		network: &fakeNetwork{attached: map[string]bool{}},
 	}
@@ -66,7 +67,7 @@ func (n *node) open() {
 	n.t.Helper()
 	var err error
 	n.Registry, err = Open(n.t.Context(), Options{
-		Root: n.root, State: n.state, Default: "runsc", Images: n.images, Network: n.network, Monitor: reaper,
+		Root: n.root, State: n.state, Default: "runsc", Images: n.images, Network: n.network, Monitor: reaper, CgroupRoot: n.cgroups,
 		Handlers: map[string]*Handler{"runsc": {
 			Runtime: runsc.New(runsc.Options{Path: n.Path, Root: RunscRoot(n.state, "runsc")}),
 		}},

@@ -67,5 +67,5 @@ func (p *Pod) network() network.Pod {
 
 // cgroup is the sandbox's on the host.
 func (p *Pod) cgroup() stats.Cgroup {
-	return stats.Cgroup{Root: p.home.cgroupRoot, Memory: p.Facts().Cgroup}
+	return stats.Cgroup{Root: p.home.CgroupRoot, Memory: p.Facts().Cgroup}
 }

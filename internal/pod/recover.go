@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -33,6 +34,7 @@ func Open(ctx context.Context, o Options) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
+	o.CgroupRoot = cmp.Or(o.CgroupRoot, "/sys/fs/cgroup")
 	r := &Registry{
 		Options:        o,
 		index:          index{pods: map[string]*Pod{}, containers: map[string]*Container{}},
@@ -45,7 +47,6 @@ func Open(ctx context.Context, o Options) (*Registry, error) {
 		signalTimeout:  signalTimeout,
 		killTimeout:    killTimeout,
 		statsTimeout:   statsTimeout,
-		cgroupRoot:     "/sys/fs/cgroup",
 	}
 	r.copying, r.stopCopying = context.WithCancel(context.WithoutCancel(ctx))
 	for _, dir := range []string{"pods", "containers", "netns", "runsc"} {

@@ -51,6 +51,7 @@ type Options struct {
 	Handlers      map[string]*Handler
 	Default       string // the handler for "", a key of Handlers
 	SystemdCgroup bool   // cgroup parents are systemd slices
+	CgroupRoot    string // where the host's cgroups are mounted; "" for /sys/fs/cgroup
 	// MinOOMScoreAdj is the lowest oom_score_adj that may be given; a lower one
 	// that is asked for becomes this.
 	MinOOMScoreAdj int
@@ -78,7 +79,6 @@ type Registry struct {
 	signalTimeout    time.Duration
 	killTimeout      time.Duration
 	statsTimeout     time.Duration
-	cgroupRoot       string // where the host's hierarchies are mounted
 }
 
 // Handler returns the handler of a name, "" being the default. It may be one

@@ -40,8 +40,8 @@ func TestVersionStatusConfig(t *testing.T) {
 		t.Errorf("runtime config: %v", config)
 	}
 	check(t, d.pods.UpdateRuntimeConfig(ctx(t), &runtime.RuntimeConfig{NetworkConfig: &runtime.NetworkConfig{PodCidr: "10.0.0.0/24"}}))
-	_, err = d.pods.ListMetricDescriptors(ctx(t))
-	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "ListMetricDescriptors") {
+	err = d.pods.CheckpointContainer(ctx(t), &runtime.CheckpointContainerRequest{ContainerId: "none"})
+	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "CheckpointContainer") {
 		t.Errorf("RPC that is not there yet: %v", err)
 	}
 }
