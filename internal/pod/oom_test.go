@@ -50,8 +50,13 @@ func TestOOMMessages(t *testing.T) {
 	n.ended(c, 137, reasonOOMKilled)
 	n.message(c.Facts().Message, shortage)
 
-	c = n.start(p.ID, "two", "sleep")
+	c = n.start(p.ID, "fault", "sleep")
 	n.kills(cgroup, 2)
+	n.must(c.signal(t.Context(), unix.SIGSEGV, true)) // its memory has gone with its process
+	n.ended(c, 139, reasonOOMKilled)
+
+	c = n.start(p.ID, "two", "sleep")
+	n.kills(cgroup, 3)
 	n.must(unix.Kill(p.Facts().Host.PID, unix.SIGKILL))
 	n.ended(c, 137, reasonOOMKilled)
 	n.message(c.Facts().Message, shortage)

@@ -83,7 +83,9 @@ func (c *Container) watch() {
 	<-c.init.Done()
 	exit := c.init.Exit()
 	oom := ""
-	if exit.Status == 128+int(unix.SIGKILL) && !c.killed.Load() && !c.Pod.stopping.Load() {
+	// By any signal: a program whose host process has been killed may die of
+	// SIGSEGV, its memory being gone.
+	if exit.Status > 128 && !c.killed.Load() && !c.Pod.stopping.Load() {
 		oom = c.Pod.outOfMemory(exit.Known)
 	}
 

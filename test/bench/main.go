@@ -102,6 +102,7 @@ type Report struct {
 	// Attached is Log with clients attached, by their number.
 	Attached map[string]LogReport `json:"log_with_attached_clients"`
 	Forward  ForwardReport        `json:"port_forward"`
+	Stats    StatsReport          `json:"stats"`
 }
 
 func measure(ctx context.Context, node *node, n int) (*Report, error) {
@@ -116,6 +117,7 @@ func measure(ctx context.Context, node *node, n int) (*Report, error) {
 		func(ctx context.Context) (err error) { r.Forward, err = node.forward(ctx); return },
 		func(ctx context.Context) error { return node.floor(ctx, n, r) },
 		func(ctx context.Context) error { return node.footprint(ctx, n, r) },
+		func(ctx context.Context) (err error) { r.Stats, err = node.stats(ctx); return },
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
