@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"github.com/runscd/runscd/internal/pod"
-	"github.com/runscd/runscd/internal/runsc"
 	"github.com/runscd/runscd/internal/stats"
 )
 
@@ -161,22 +160,22 @@ func stalled(resource, what, help string) series {
 }
 
 var networkSeries = []series{
-	traffic("receive_bytes", "Cumulative count of bytes received", func(i runsc.Interface) uint64 { return i.RxBytes }),
-	traffic("receive_packets", "Cumulative count of packets received", func(i runsc.Interface) uint64 { return i.RxPackets }),
-	traffic("transmit_bytes", "Cumulative count of bytes transmitted", func(i runsc.Interface) uint64 { return i.TxBytes }),
-	traffic("transmit_packets", "Cumulative count of packets transmitted", func(i runsc.Interface) uint64 { return i.TxPackets }),
+	traffic("receive_bytes", "Cumulative count of bytes received", func(i stats.Interface) uint64 { return i.Rx.Bytes }),
+	traffic("receive_packets", "Cumulative count of packets received", func(i stats.Interface) uint64 { return i.Rx.Packets }),
+	traffic("receive_packets_dropped", "Cumulative count of packets dropped while receiving", func(i stats.Interface) uint64 { return i.Rx.Dropped }),
+	traffic("receive_errors", "Cumulative count of errors encountered while receiving", func(i stats.Interface) uint64 { return i.Rx.Errors }),
+	traffic("transmit_bytes", "Cumulative count of bytes transmitted", func(i stats.Interface) uint64 { return i.Tx.Bytes }),
+	traffic("transmit_packets", "Cumulative count of packets transmitted", func(i stats.Interface) uint64 { return i.Tx.Packets }),
+	traffic("transmit_packets_dropped", "Cumulative count of packets dropped while transmitting", func(i stats.Interface) uint64 { return i.Tx.Dropped }),
+	traffic("transmit_errors", "Cumulative count of errors encountered while transmitting", func(i stats.Interface) uint64 { return i.Tx.Errors }),
 }
 
-func traffic(what, help string, count func(runsc.Interface) uint64) series {
+func traffic(what, help string, count func(stats.Interface) uint64) series {
 	return series{
 		name: "container_network_" + what + "_total", help: help, kind: counter, labels: []string{"interface"},
 		pod: func(s *pod.Stats) (list []sample) {
-			for _, i := range external(s.Interfaces) {
-				v := sample{value: count(i), labels: []string{i.Name}}
-				if s.Stale {
-					v.at = s.AskedAt
-				}
-				list = append(list, v)
+			for _, i := range s.Interfaces {
+				list = append(list, sample{value: count(i), labels: []string{i.Name}})
 			}
 			return list
 		},

@@ -11,7 +11,6 @@ import (
 
 	"github.com/runscd/runscd/internal/pod"
 	"github.com/runscd/runscd/internal/proc"
-	"github.com/runscd/runscd/internal/runsc"
 	"github.com/runscd/runscd/internal/stats"
 )
 
@@ -169,19 +168,15 @@ func (s *RuntimeServer) containerStats(cs *pod.ContainerStats) *runtime.Containe
 // a default one.
 func networkUsage(ps *pod.Stats) *runtime.NetworkUsage {
 	var list []*runtime.NetworkInterfaceUsage
-	for _, i := range external(ps.Interfaces) {
-		list = append(list, &runtime.NetworkInterfaceUsage{Name: i.Name, RxBytes: value(i.RxBytes), TxBytes: value(i.TxBytes)})
+	for _, i := range ps.Interfaces {
+		list = append(list, &runtime.NetworkInterfaceUsage{
+			Name: i.Name, RxBytes: value(i.Rx.Bytes), RxErrors: value(i.Rx.Errors), TxBytes: value(i.Tx.Bytes), TxErrors: value(i.Tx.Errors),
+		})
 	}
 	if len(list) == 0 {
 		return nil
 	}
-	return &runtime.NetworkUsage{Timestamp: ps.AskedAt.UnixNano(), DefaultInterface: list[0], Interfaces: list[1:]}
-}
-
-// external are the interfaces that lead out of the pod, the default one first, as
-// CNI makes it first.
-func external(all []runsc.Interface) []runsc.Interface {
-	return slices.DeleteFunc(slices.Clone(all), func(i runsc.Interface) bool { return i.Name == "lo" })
+	return &runtime.NetworkUsage{Timestamp: ps.At.UnixNano(), DefaultInterface: list[0], Interfaces: list[1:]}
 }
 
 // psi is a pressure for the CRI, which wants nanoseconds.

@@ -59,7 +59,9 @@ func (s *server) figures() *pod.Stats {
 			"cpu": {Some: stats.Stall{Avg10: 1.5, Avg60: 0.5, Avg300: 0.25, Total: 3_000_000}, Full: stats.Stall{Total: 2_000_000}},
 			"io":  {Some: stats.Stall{Total: 7}},
 		},
-		Interfaces: []runsc.Interface{{Name: "lo"}, {Name: "eth0", RxBytes: 10, RxPackets: 1, TxBytes: 20, TxPackets: 2}, {Name: "net1", RxBytes: 30}},
+		Interfaces: []stats.Interface{
+			{Name: "eth0", Rx: stats.Traffic{Bytes: 10, Packets: 1, Errors: 3, Dropped: 4}, Tx: stats.Traffic{Bytes: 20, Packets: 2, Errors: 5, Dropped: 6}}, {Name: "net1"},
+		},
 		Containers: []pod.ContainerStats{{
 			Container: main, AskedAt: asked, CPU: stats.CPU{User: 3_500_000, System: 500_000}, NanoCores: &half, NoSwap: true,
 			Usage:   runsc.Usage{Memory: 200 << 20, Processes: 2, Threads: 9},

@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// ifName is the name of a pod's interface.
-	ifName = "eth0"
+	// InterfaceName is that of a pod's interface.
+	InterfaceName = "eth0"
 	// undoTimeout bounds the DEL after a failed ADD.
 	undoTimeout = 30 * time.Second
 )
@@ -189,7 +189,7 @@ func runtimeConf(pod Pod) (*libcni.RuntimeConf, error) {
 	rt := &libcni.RuntimeConf{
 		ContainerID: pod.ID,
 		NetNS:       existing(pod.NetNS),
-		IfName:      ifName,
+		IfName:      InterfaceName,
 		Args: [][2]string{
 			{"IgnoreUnknown", "1"},
 			{"K8S_POD_NAMESPACE", pod.Namespace},

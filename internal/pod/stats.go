@@ -10,6 +10,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/runscd/runscd/internal/image"
+	"github.com/runscd/runscd/internal/network"
 	"github.com/runscd/runscd/internal/proc"
 	"github.com/runscd/runscd/internal/runsc"
 	"github.com/runscd/runscd/internal/stats"
@@ -29,13 +30,13 @@ type Stats struct {
 	Pressure  map[string]*stats.Pressure // on cpu, memory and io
 	NanoCores *uint64
 	Limit     uint64 // of memory, in bytes; 0 for none
-	// AskedAt is when the sandbox told its interfaces and what its containers
-	// use; zero if it never has. Stale says that it does not answer now, and
-	// these figures are of an earlier time.
+	// Interfaces are those of the pod's own network, the default one first.
+	Interfaces []stats.Interface
+	// AskedAt is when the sandbox told what its containers use; zero if it never
+	// has. Stale says that it does not answer now, and this is of an earlier time.
 	AskedAt    time.Time
 	Stale      bool
-	Interfaces []runsc.Interface // not of the host's network
-	Containers []ContainerStats  // that run
+	Containers []ContainerStats // that run
 }
 
 // ContainerStats are the figures of a container.
@@ -114,7 +115,8 @@ func (p *Pod) stats(ctx context.Context, containers []*Container) *Stats {
 	if err != nil {
 		told = nil // it is ending
 	} else {
-		s.At, s.Host, s.Limit, s.Pressure = time.Now(), host, p.limit(host), map[string]*stats.Pressure{}
+		s.At, s.Host, s.Limit, s.Interfaces = time.Now(), host, p.limit(host), p.interfaces()
+		s.Pressure = map[string]*stats.Pressure{}
 		for _, resource := range []string{"cpu", "memory", "io"} {
 			s.Pressure[resource] = cgroup.Pressure(resource)
 		}
@@ -138,11 +140,23 @@ func (p *Pod) limit(host stats.Figures) uint64 {
 	return limit
 }
 
-// answer is what a sandbox tells of itself.
+// interfaces are the pod's, as its network namespace has them: the sandbox's packets
+// pass through there.
+func (p *Pod) interfaces() []stats.Interface {
+	if hostNetwork(p.Config()) {
+		return nil
+	}
+	list, err := stats.Interfaces(p.Facts().Host.PID, network.InterfaceName)
+	if err != nil || p.init.State() != proc.Running { // or it is another process by now
+		return nil
+	}
+	return list
+}
+
+// answer is what a sandbox tells of its containers.
 type answer struct {
-	at         time.Time
-	interfaces []runsc.Interface
-	usage      map[string]runsc.Usage // by container
+	at    time.Time
+	usage map[string]runsc.Usage // by container
 }
 
 // ask asks the sandbox. It returns nil when there is no answer in time.
@@ -154,14 +168,11 @@ func (p *Pod) ask(ctx context.Context, containers []*Container) *answer {
 		ids[i] = c.ID
 	}
 	a := &answer{at: time.Now()}
-	control := p.init.Runtime.Control(p.ID)
+	if len(ids) == 0 {
+		return a
+	}
 	var err error
-	if len(ids) > 0 {
-		a.usage, err = control.Usage(ctx, ids)
-	}
-	if err == nil && !hostNetwork(p.Config()) {
-		a.interfaces, err = control.Interfaces(ctx)
-	}
+	a.usage, err = p.init.Runtime.Control(p.ID).Usage(ctx, ids)
 	if err != nil {
 		if !errdefs.IsUnavailable(err) && !errors.Is(err, context.Canceled) { // neither the pod nor the client is gone
 			logrus.WithField("pod", p.ID).WithError(err).Warn("the sandbox does not tell what it uses")
@@ -181,8 +192,6 @@ type meter struct {
 	rate stats.Rate
 	// +checklocks:mu
 	at time.Time // of the sandbox's last answer
-	// +checklocks:mu
-	interfaces []runsc.Interface
 	// +checklocks:mu
 	containers map[*Container]*containerMeter
 }
@@ -204,7 +213,7 @@ func (m *meter) read(s *Stats, told *answer, containers []*Container) {
 			m.settle(usage, told, containers)
 		}
 	}
-	s.AskedAt, s.Stale, s.Interfaces = m.at, told == nil, m.interfaces
+	s.AskedAt, s.Stale = m.at, told == nil
 	for _, c := range containers {
 		cs := ContainerStats{Container: c}
 		if cm := m.containers[c]; cm != nil {
@@ -222,7 +231,7 @@ func (m *meter) read(s *Stats, told *answer, containers []*Container) {
 //
 // +checklocks:m.mu
 func (m *meter) settle(host uint64, told *answer, containers []*Container) {
-	m.at, m.interfaces = told.at, told.interfaces
+	m.at = told.at
 	for c := range m.containers {
 		if c.State() != proc.Running {
 			delete(m.containers, c)

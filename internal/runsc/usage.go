@@ -7,31 +7,6 @@ import (
 	"strings"
 )
 
-// Interface is a network interface of a sandbox and what has gone over it. The
-// sentry does not count errors and drops.
-type Interface struct {
-	Name               string
-	RxBytes, RxPackets uint64
-	TxBytes, TxPackets uint64
-}
-
-// Interfaces returns the network interfaces of the sandbox, the loopback
-// interface among them.
-func (c *Control) Interfaces(ctx context.Context) ([]Interface, error) {
-	var answer struct {
-		Event struct {
-			Data struct {
-				Interfaces []Interface `json:"network_interfaces"`
-			} `json:"data"`
-		} `json:"event"`
-	}
-	// The event has more, of one container.
-	if err := c.call(ctx, "Event", &c.sandbox, nil, &answer); err != nil {
-		return nil, err
-	}
-	return answer.Event.Data.Interfaces, nil
-}
-
 // Usage is what a container uses, by the sentry's count.
 type Usage struct {
 	User, System uint64 // CPU time in microseconds, counted in ticks of 10 ms

@@ -33,30 +33,13 @@ func TestUsageOfContainers(t *testing.T) {
 	}
 }
 
-func TestInterfaces(t *testing.T) {
-	n := newNode(t)
-	n.sandbox(id("a"))
-	got, err := n.Control(id("a")).Interfaces(t.Context())
-	want := []Interface{
-		{Name: "lo", RxBytes: 1, RxPackets: 1, TxBytes: 1, TxPackets: 1},
-		{Name: "eth0", RxBytes: 1000, RxPackets: 10, TxBytes: 2000, TxPackets: 20},
-	}
-	if err != nil || !slices.Equal(got, want) {
-		t.Errorf("%v, %v; want %v", got, err, want)
-	}
-}
-
 func TestUsageWithoutAnAnswer(t *testing.T) {
 	n := newNode(t)
 	n.sandbox(id("a"))
 	c := n.Control(id("a"))
 	for fault, text := range map[string]string{"fail some reason": "some reason", "unknown": "unknown method", "garbage": "invalid character"} {
 		n.Fault("rpc.Cgroups.ReadControlFiles", fault)
-		n.Fault("rpc.Event", fault)
 		if _, err := c.Usage(t.Context(), []string{id("a")}); err == nil || !strings.Contains(err.Error(), text) {
-			t.Errorf("%s: %v", fault, err)
-		}
-		if _, err := c.Interfaces(t.Context()); err == nil || !strings.Contains(err.Error(), text) {
 			t.Errorf("%s: %v", fault, err)
 		}
 	}

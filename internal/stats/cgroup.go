@@ -7,15 +7,18 @@
 package stats
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // Cgroup is a cgroup of the host.
@@ -63,11 +66,11 @@ func cgroupIn(root, text string) (Cgroup, error) {
 
 // Path is the cgroup's path in its hierarchy.
 func (c Cgroup) Path() string {
-	path, ok := c.legacy()
-	if !ok {
-		path = strings.TrimPrefix(c.Memory, c.Root)
+	root := c.Root
+	if c.legacy() {
+		root = filepath.Join(root, "memory")
 	}
-	return filepath.Join("/", path)
+	return filepath.Join("/", strings.TrimPrefix(c.Memory, root))
 }
 
 // Parent returns the cgroup above; the root's is itself.
@@ -78,12 +81,17 @@ func (c Cgroup) Parent() Cgroup {
 	return Cgroup{c.Root, filepath.Dir(c.Memory)}
 }
 
-// legacy returns the path in the hierarchies of version 1, if it is one of these.
-func (c Cgroup) legacy() (path string, ok bool) {
-	if c.Memory == filepath.Join(c.Root, "memory") {
-		return "", true
+// legacy tells whether the cgroup is one of version 1.
+func (c Cgroup) legacy() bool {
+	return strings.HasPrefix(c.Memory+"/", filepath.Join(c.Root, "memory")+"/")
+}
+
+// dir is the cgroup's directory for a controller.
+func (c Cgroup) dir(controller string) string {
+	if c.legacy() {
+		return filepath.Join(c.Root, controller, c.Path())
 	}
-	return strings.CutPrefix(c.Memory, filepath.Join(c.Root, "memory")+"/")
+	return c.Memory
 }
 
 // Figures are what the kernel counts for a cgroup: by the file and its field in
@@ -102,18 +110,35 @@ func (f Figures) WorkingSet() uint64 {
 // is shared memory to the host.
 func (f Figures) RSS() uint64 { return f["memory.stat.anon"] + f["memory.stat.shmem"] }
 
-// unified are the files of version 2.
-var unified = []string{
-	"cpu.stat", "memory.stat", "memory.events", "memory.current", "memory.peak", "memory.max",
-	"memory.swap.current", "memory.swap.max", "pids.current",
+// source is a file of a cgroup: its fields by their names in it, with the figures
+// that they are. The field of a file that is one number is "".
+type source struct {
+	controller, file string // the controller matters to version 1
+	figures          map[string]string
 }
 
-// legacyFiles are the files of version 1, with the fields that they have of
-// version 2. The field of a file that is one number is "".
-var legacyFiles = []struct {
-	controller, file string
-	fields           map[string]string
-}{
+var version2 = []source{
+	{"cpu", "cpu.stat", map[string]string{
+		"usage_usec": "cpu.stat.usage_usec", "user_usec": "cpu.stat.user_usec", "system_usec": "cpu.stat.system_usec",
+		"nr_periods": "cpu.stat.nr_periods", "nr_throttled": "cpu.stat.nr_throttled", "throttled_usec": "cpu.stat.throttled_usec",
+	}},
+	{"memory", "memory.current", map[string]string{"": "memory.current"}},
+	{"memory", "memory.peak", map[string]string{"": "memory.peak"}},
+	{"memory", "memory.max", map[string]string{"": "memory.max"}},
+	{"memory", "memory.swap.current", map[string]string{"": "memory.swap.current"}},
+	{"memory", "memory.events", map[string]string{
+		"high": "memory.events.high", "max": "memory.events.max", "oom": "memory.events.oom", "oom_kill": "memory.events.oom_kill",
+	}},
+	{"memory", "memory.stat", map[string]string{
+		"anon": "memory.stat.anon", "file": "memory.stat.file", "kernel": "memory.stat.kernel", "shmem": "memory.stat.shmem",
+		"file_mapped": "memory.stat.file_mapped", "file_dirty": "memory.stat.file_dirty", "file_writeback": "memory.stat.file_writeback",
+		"inactive_file": "memory.stat.inactive_file", "active_file": "memory.stat.active_file",
+		"pgfault": "memory.stat.pgfault", "pgmajfault": "memory.stat.pgmajfault", "pgscan": "memory.stat.pgscan", "pgsteal": "memory.stat.pgsteal",
+		"workingset_refault_file": "memory.stat.workingset_refault_file", "workingset_refault_anon": "memory.stat.workingset_refault_anon",
+	}},
+}
+
+var version1 = []source{
 	{"cpuacct", "cpuacct.usage", map[string]string{"": "cpu.stat.usage_usec"}},
 	{"cpuacct", "cpuacct.usage_user", map[string]string{"": "cpu.stat.user_usec"}},
 	{"cpuacct", "cpuacct.usage_sys", map[string]string{"": "cpu.stat.system_usec"}},
@@ -133,30 +158,21 @@ var legacyFiles = []struct {
 		"total_pgfault": "memory.stat.pgfault", "total_pgmajfault": "memory.stat.pgmajfault", "total_swap": "memory.swap.current",
 		"total_workingset_refault_file": "memory.stat.workingset_refault_file", "total_workingset_refault_anon": "memory.stat.workingset_refault_anon",
 	}},
-	{"pids", "pids.current", map[string]string{"": "pids.current"}},
 }
 
-// unlimited is the least that version 1 shows for no limit; the exact number
-// depends on the size of a page.
-const unlimited = 1 << 62
+func (c Cgroup) sources() []source {
+	if c.legacy() {
+		return version1
+	}
+	return version2
+}
 
 // Figures reads what the kernel counts. The error is ErrNotFound when the cgroup
 // is gone.
 func (c Cgroup) Figures() (Figures, error) {
 	f := Figures{}
-	path, legacy := c.legacy()
-	if legacy {
-		for _, file := range legacyFiles {
-			for field, v := range numbers(filepath.Join(c.Root, file.controller, path, file.file)) {
-				f.setLegacy(file.fields[field], v)
-			}
-		}
-	} else {
-		for _, file := range unified {
-			for field, v := range numbers(filepath.Join(c.Memory, file)) {
-				f[strings.TrimSuffix(file+"."+field, ".")] = v
-			}
-		}
+	for _, s := range c.sources() {
+		c.read(s, f)
 	}
 	if _, ok := f["memory.current"]; !ok {
 		return nil, fmt.Errorf("cgroup %s: %w", c.Memory, errdefs.ErrNotFound)
@@ -164,57 +180,80 @@ func (c Cgroup) Figures() (Figures, error) {
 	return f, nil
 }
 
-// setLegacy takes over a value of version 1.
-func (f Figures) setLegacy(name string, v uint64) {
-	switch {
-	case name == "" || name == "memory.max" && v >= unlimited:
+// unlimited is the least that version 1 shows for no limit; the exact number
+// depends on the size of a page.
+const unlimited = 1 << 62
+
+// read adds the figures of a file that is there.
+func (c Cgroup) read(s source, to Figures) {
+	text, err := readFile(filepath.Join(c.dir(s.controller), s.file))
+	if err != nil {
 		return
-	case strings.HasSuffix(name, "_usec"):
-		v /= uint64(time.Microsecond) // from nanoseconds
 	}
-	f[name] = v
+	for line := range bytes.Lines(text) {
+		line = bytes.TrimSpace(line)
+		i := bytes.LastIndexByte(line, ' ')
+		name, ok := s.figures[string(line[:max(i, 0)])]
+		if !ok {
+			continue
+		}
+		v, err := strconv.ParseUint(string(line[i+1:]), 10, 64)
+		switch {
+		case err != nil || name == "memory.max" && v >= unlimited: // such as "max"
+			continue
+		case strings.HasSuffix(name, "_usec") && c.legacy():
+			v /= uint64(time.Microsecond) // from nanoseconds
+		}
+		to[name] = v
+	}
 }
 
-// numbers reads a file that is one number, or has a name and a number a line. A
-// file that is not there has none, and "max" is none.
-func numbers(path string) map[string]uint64 {
-	text, err := os.ReadFile(path)
+// readFile reads a small file of the kernel's. os.ReadFile would need twice the
+// system calls, and there are a dozen files for each pod.
+func readFile(path string) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil
+		return nil, err
 	}
-	found := map[string]uint64{}
-	for line := range strings.Lines(string(text)) {
-		line = strings.TrimSpace(line)
-		i := strings.LastIndexByte(line, ' ')
-		if v, err := strconv.ParseUint(line[i+1:], 10, 64); err == nil {
-			found[line[:max(i, 0)]] = v
+	defer unix.Close(fd)
+	text := make([]byte, 0, 4096)
+	for {
+		if len(text) == cap(text) {
+			text = slices.Grow(text, cap(text))
+		}
+		n, err := unix.Read(fd, text[len(text):cap(text)])
+		if n <= 0 || err != nil {
+			return text, err
+		}
+		text = text[:len(text)+n]
+	}
+}
+
+// figure reads one figure.
+func (c Cgroup) figure(name string) (uint64, bool) {
+	f := Figures{}
+	for _, s := range c.sources() {
+		for _, figure := range s.figures {
+			if figure == name {
+				c.read(s, f)
+			}
 		}
 	}
-	return found
+	v, ok := f[name]
+	return v, ok
 }
 
 // MemoryLimit returns the memory that the cgroup may have, in bytes; 0 if that is
 // not limited.
 func (c Cgroup) MemoryLimit() uint64 {
-	file := "memory.max"
-	if _, legacy := c.legacy(); legacy {
-		file = "memory.limit_in_bytes"
-	}
-	limit := numbers(filepath.Join(c.Memory, file))[""]
-	if limit >= unlimited {
-		return 0
-	}
+	limit, _ := c.figure("memory.max")
 	return limit
 }
 
 // OOMKills returns how often the kernel has killed for memory in the cgroup.
 // The error is ErrNotFound when the cgroup is gone.
 func (c Cgroup) OOMKills() (uint64, error) {
-	file := "memory.events"
-	if _, legacy := c.legacy(); legacy {
-		file = "memory.oom_control"
-	}
-	kills, ok := numbers(filepath.Join(c.Memory, file))["oom_kill"]
+	kills, ok := c.figure("memory.events.oom_kill")
 	if !ok {
 		return 0, fmt.Errorf("count of kills for memory in %s: %w", c.Memory, errdefs.ErrNotFound)
 	}

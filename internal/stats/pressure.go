@@ -1,7 +1,6 @@
 package stats
 
 import (
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -20,10 +19,10 @@ type Stall struct {
 // Pressure reads the pressure on "cpu", "memory" or "io". It is nil where the
 // kernel does not tell, as in version 1.
 func (c Cgroup) Pressure(resource string) *Pressure {
-	if _, legacy := c.legacy(); legacy {
+	if c.legacy() {
 		return nil
 	}
-	text, err := os.ReadFile(filepath.Join(c.Memory, resource+".pressure"))
+	text, err := readFile(filepath.Join(c.Memory, resource+".pressure"))
 	if err != nil { // also when the kernel was started with psi=0
 		return nil
 	}

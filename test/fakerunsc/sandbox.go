@@ -120,7 +120,7 @@ func (s *sandbox) serve(conn *net.UnixConn) {
 // do makes one call.
 func (s *sandbox) do(method string, arg json.RawMessage, files []*os.File) (any, error) {
 	switch method {
-	case "Wait", "ContainerRuntimeState", "StartRoot", "CreateSubcontainer", "DestroySubcontainer", "Processes", "Event":
+	case "Wait", "ContainerRuntimeState", "StartRoot", "CreateSubcontainer", "DestroySubcontainer", "Processes":
 		var cid string
 		if err := json.Unmarshal(arg, &cid); err != nil {
 			return nil, err
@@ -171,8 +171,6 @@ func (s *sandbox) doContainer(method, cid string) (any, error) {
 		return p.status, nil
 	case "ContainerRuntimeState":
 		return s.state(cid), nil
-	case "Event":
-		return s.event(cid)
 	case "StartRoot":
 		go s.root()
 		return nil, nil

@@ -31,19 +31,6 @@ func (f *Fake) Cgroup(id, name, text string) {
 	}
 }
 
-// event tells of the network, as the sentry does for each container.
-func (s *sandbox) event(cid string) (any, error) {
-	if _, err := s.first(cid); err != nil {
-		return nil, err
-	}
-	return map[string]any{"event": map[string]any{"type": "stats", "id": cid, "data": map[string]any{
-		"network_interfaces": []map[string]any{
-			{"Name": "lo", "RxBytes": 1, "RxPackets": 1, "TxBytes": 1, "TxPackets": 1},
-			{"Name": "eth0", "RxBytes": 1000, "RxPackets": 10, "TxBytes": 2000, "TxPackets": 20},
-		},
-	}}}, nil
-}
-
 type readArgs struct {
 	Args []struct {
 		File struct{ Path, Name string }
