@@ -72,6 +72,6 @@ func (r *Registry) checkHandler(ctx context.Context, h *Handler) (version string
 }
 
 // Ready returns why the default handler cannot run pods, nil if it can.
-func (r *Registry) Ready() error {
-	return r.Handlers[r.Default].unusable
+func (o *Options) Ready() error {
+	return o.Handlers[o.Default].unusable
 }

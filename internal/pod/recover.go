@@ -316,11 +316,11 @@ func entries(dir string) []string {
 // runtime returns the runsc of a handler. For one that is not configured any
 // more it is the default's binary with the handler's root directory, which is
 // enough to end what runs there.
-func (r *Registry) runtime(handler string) *runsc.Runtime {
-	if h, ok := r.Handlers[handler]; ok {
+func (o *Options) runtime(handler string) *runsc.Runtime {
+	if h, ok := o.Handlers[handler]; ok {
 		return h.Runtime
 	}
 	return runsc.New(runsc.Options{
-		Path: r.Handlers[r.Default].Runtime.Path(), Root: RunscRoot(r.State, handler),
+		Path: o.Handlers[o.Default].Runtime.Path(), Root: RunscRoot(o.State, handler),
 	})
 }

@@ -83,11 +83,11 @@ type Registry struct {
 
 // Handler returns the handler of a name, "" being the default. It may be one
 // that is not usable here. The error is ErrNotFound.
-func (r *Registry) Handler(name string) (*Handler, error) {
+func (o *Options) Handler(name string) (*Handler, error) {
 	if name == "" {
-		name = r.Default
+		name = o.Default
 	}
-	h, ok := r.Handlers[name]
+	h, ok := o.Handlers[name]
 	if !ok {
 		return nil, fmt.Errorf("runtime_handler %q: not configured: %w", name, errdefs.ErrNotFound)
 	}
