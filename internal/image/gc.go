@@ -56,6 +56,12 @@ func (s *Store) runCollector() {
 // sweep removes what an earlier process left half done. What its unfinished
 // pulls had fetched stays for a while, so that they can be resumed.
 func (s *Store) sweep(ctx context.Context) error {
+	// A process that was killed may have left the directory of a snapshot whose
+	// number was not taken: it would be in the way of the next one. Before the
+	// first snapshot there is no database to clean up by.
+	if err := s.backend.(snapshots.Cleaner).Cleanup(ctx); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
 	held, err := s.leases.List(ctx)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -89,6 +90,13 @@ func TestOpenSweeps(t *testing.T) {
 	desc := ocispec.Descriptor{Digest: digest.FromBytes(stray), Size: int64(len(stray))}
 	check(t, content.WriteBlob(s.ctx, s.content, "stray", bytes.NewReader(stray), desc))
 	check(t, s.Close())
+	// The numbers that the next snapshots get, for one that was not put down.
+	for id := range 20 {
+		dir := filepath.Join(root, "snapshots", "snapshots", fmt.Sprint(id))
+		if err := os.Mkdir(dir, 0o700); err == nil {
+			check(t, os.Mkdir(filepath.Join(dir, "fs"), 0o755))
+		}
+	}
 	unknown := filepath.Join(root, "content", "blobs", "sha256", hex)
 	check(t, os.WriteFile(unknown, []byte("?"), 0o644))
 

@@ -333,10 +333,11 @@ func TestPortForwardToAPodThatStops(t *testing.T) {
 	p := d.runPod(t)
 	p.serve(t, "source@127.0.0.1:7001", "mute@127.0.0.1:7002")
 	s := p.session(t)
-	source, mute := forwarded(t, s, 7001), forwarded(t, s, 7002)
+	source := forwarded(t, s, 7001)
 	_, err := io.ReadFull(source, make([]byte, 1_000_000))
 	check(t, err)
-	go func() { _, _ = io.Copy(io.Discard, source) }()
+	go func() { _, _ = io.Copy(io.Discard, source) }() // unread it would hold up the others of its session
+	mute := forwarded(t, s, 7002)
 	p.awaitForwarders(t, 2)
 	check(t, d.pods.StopPodSandbox(ctx(t), p.id))
 	source.fails(t, "the sandbox has ended")

@@ -96,6 +96,7 @@ func TestLogOnAFullDisk(t *testing.T) {
 	logs := d.path("logs")
 	check(t, os.MkdirAll(logs, 0o755))
 	check(t, unix.Mount("tmpfs", logs, "tmpfs", 0, "size=256k"))
+	t.Cleanup(func() { check(t, unix.Unmount(logs, unix.MNT_DETACH)) })
 	p := d.runPod(t)
 	const lines = 200_000 // more than the disk and the pipe hold
 	c := p.run(t, fmt.Sprint("seq ", lines))
