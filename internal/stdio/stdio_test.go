@@ -227,6 +227,54 @@ func TestReopenLosesNothing(t *testing.T) {
 	}
 }
 
+// Lines that are longer than a log line, or arrive in pieces, go on in the next
+// log.
+func TestReopenInTheMidstOfLines(t *testing.T) {
+	c := newContainer(t, t.Context())
+	var want strings.Builder
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		for i := range 300 {
+			line := strings.Repeat(fmt.Sprintf("%d ", i), 50*i) + "\n"
+			want.WriteString(line)
+			half := len(line) / 2
+			for _, piece := range []string{line[:half], line[half:]} {
+				_, _ = c.w.WriteString(piece)
+			}
+		}
+	}()
+	var paths []string
+	for rotating := true; rotating; {
+		select {
+		case <-written:
+			rotating = false
+		default:
+		}
+		rotated := fmt.Sprintf("%s.%d", c.path, len(paths))
+		if err := os.Rename(c.path, rotated); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.log.Reopen(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, rotated)
+	}
+	c.drain()
+	var got strings.Builder
+	for _, path := range append(paths, c.path) {
+		for _, line := range logged(t, path) {
+			got.WriteString(line[len("stdout F "):])
+			if strings.HasPrefix(line, "stdout F ") {
+				got.WriteByte('\n')
+			}
+		}
+	}
+	if got.String() != want.String() {
+		t.Errorf("%d bytes in %d logs, want %d", got.Len(), len(paths)+1, want.Len())
+	}
+}
+
 func TestFailedReopenKeepsTheLog(t *testing.T) {
 	c := newContainer(t, t.Context())
 	dir := filepath.Dir(c.path)

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -89,40 +90,44 @@ func TestReopenLogFails(t *testing.T) {
 	}
 }
 
-// TestLogOnAFullDisk holds up the container that writes, and nobody else, until
-// there is room again.
-func TestLogOnAFullDisk(t *testing.T) {
+// TestFullDisk holds the container back, and nobody else; when there is space
+// again every line is there.
+func TestFullDisk(t *testing.T) {
 	d := newDaemon(t, noNetwork)
-	logs := d.path("logs")
-	check(t, os.MkdirAll(logs, 0o755))
-	check(t, unix.Mount("tmpfs", logs, "tmpfs", 0, "size=256k"))
-	t.Cleanup(func() { check(t, unix.Unmount(logs, unix.MNT_DETACH)) })
-	p := d.runPod(t)
-	const lines = 200_000 // more than the disk and the pipe hold
-	c := p.run(t, fmt.Sprint("seq ", lines))
+	other := d.runPod(t)
+	p := d.runPod(t, func(c *runtime.PodSandboxConfig) {
+		c.LogDirectory = d.path("small")
+		check(t, os.Mkdir(c.LogDirectory, 0o755))
+		check(t, unix.Mount("tmpfs", c.LogDirectory, "tmpfs", 0, "size=1m"))
+		t.Cleanup(func() { check(t, unix.Unmount(c.LogDirectory, unix.MNT_DETACH)) })
+	})
+	// More than the disk and the FIFO hold.
+	const lines = 400_000
+	c := p.run(t, fmt.Sprintf("seq %d", lines))
 	eventually(t, "the disk is full", func() error {
-		var s unix.Statfs_t
-		if err := unix.Statfs(logs, &s); err != nil || s.Bfree > 0 {
-			return fmt.Errorf("%d blocks free, %w", s.Bfree, err)
+		log, err := os.ReadFile(d.path("log"))
+		if err == nil && !strings.Contains(string(log), "log cannot be written") {
+			return errors.New("it is not")
 		}
-		return nil
+		return err
 	})
 	if s := c.status(t); s.State != runtime.ContainerState_CONTAINER_RUNNING {
-		t.Errorf("the container is %v", s.State)
+		t.Errorf("the container is not held back: %v", s)
 	}
-	other := p.run(t, forever, func(c *runtime.ContainerConfig) { c.LogPath = "" })
-	if out, code := other.exec(t, "echo here"); code != 0 || out != "here\n" {
-		t.Errorf("output %q", out)
+	free := other.run(t, "echo free")
+	if free.ended(t); free.output(t) != "free\n" {
+		t.Errorf("another container's log: %q", free.output(t))
 	}
-	check(t, unix.Mount("tmpfs", logs, "tmpfs", unix.MS_REMOUNT, "size=64m"))
+	check(t, d.pods.ReopenContainerLog(ctx(t), c.id))
+	check(t, unix.Mount("tmpfs", p.config.LogDirectory, "tmpfs", unix.MS_REMOUNT, "size=64m"))
 	c.ended(t)
-	n := 0
-	for _, l := range readLog(t, c.logPath()) {
-		if n++; l.contents != fmt.Sprint(n) {
-			t.Fatalf("line %q, want %d", l.contents, n)
-		}
+	log := readLog(t, c.logPath())
+	if len(log) != lines {
+		t.Errorf("%d lines, want %d", len(log), lines)
 	}
-	if n != lines {
-		t.Errorf("%d lines in the log, want %d", n, lines)
+	for i, l := range log {
+		if want := fmt.Sprint(i + 1); l.contents != want || l.tag != "F" {
+			t.Fatalf("line %q %s, want %q", l.contents, l.tag, want)
+		}
 	}
 }
