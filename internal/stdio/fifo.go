@@ -1,4 +1,5 @@
-// Package stdio carries the output of containers to their CRI logs.
+// Package stdio carries the output of containers to their CRI logs and to clients,
+// and what clients type to containers.
 //
 // What it keeps true:
 //
@@ -10,6 +11,8 @@
 //   - A log file holds whole CRI lines only, of one stream each, whatever fails.
 //   - A log that cannot be written, as on a full disk, stops its container's
 //     output and nothing else.
+//   - A client holds up its own session only. One that does not keep up with a
+//     container's output is cut off.
 package stdio
 
 import (
