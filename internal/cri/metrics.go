@@ -82,7 +82,7 @@ func (s *RuntimeServer) metrics(ctx context.Context) []*runtime.PodSandboxMetric
 	}
 	all := allSeries(disk)
 	var items []*runtime.PodSandboxMetrics
-	for _, ps := range s.pods.Stats(ctx, pods) {
+	for _, ps := range s.pods.Stats(ctx, pods, true) {
 		items = append(items, podMetrics(all, ps))
 	}
 	return items

@@ -53,7 +53,7 @@ func (s *RuntimeServer) listContainerStats(ctx context.Context, f *runtime.Conta
 		}
 	}
 	var items []*runtime.ContainerStats
-	for _, ps := range s.pods.Stats(ctx, slices.Collect(maps.Keys(pods))) {
+	for _, ps := range s.pods.Stats(ctx, slices.Collect(maps.Keys(pods)), false) {
 		for i := range ps.Containers {
 			if wanted(ps.Containers[i].Container) {
 				items = append(items, s.containerStats(&ps.Containers[i]))
@@ -69,7 +69,7 @@ func (s *RuntimeServer) PodSandboxStats(ctx context.Context, req *runtime.PodSan
 	if err != nil {
 		return nil, err
 	}
-	return &runtime.PodSandboxStatsResponse{Stats: s.podStats(s.pods.Stats(ctx, []*pod.Pod{p})[0])}, nil
+	return &runtime.PodSandboxStatsResponse{Stats: s.podStats(s.pods.Stats(ctx, []*pod.Pod{p}, false)[0])}, nil
 }
 
 // ListPodSandboxStats tells what the ready pods use that pass the filter.
@@ -90,7 +90,7 @@ func (s *RuntimeServer) listPodStats(ctx context.Context, f *runtime.PodSandboxS
 		return p.State() != proc.Running || !idMatches(f.GetId(), p.ID) || !labelsMatch(f.GetLabelSelector(), p.Config().Labels)
 	})
 	var items []*runtime.PodSandboxStats
-	for _, ps := range s.pods.Stats(ctx, pods) {
+	for _, ps := range s.pods.Stats(ctx, pods, false) {
 		items = append(items, s.podStats(ps))
 	}
 	return items

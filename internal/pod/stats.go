@@ -73,7 +73,7 @@ func (p *Pod) CgroupPath() string { return p.cgroup().Path() }
 // ContainerStats returns the figures of a container. One that does not run has
 // no others than those of its root file system.
 func (r *Registry) ContainerStats(ctx context.Context, c *Container) ContainerStats {
-	for _, s := range r.Stats(ctx, []*Pod{c.Pod})[0].Containers {
+	for _, s := range r.Stats(ctx, []*Pod{c.Pod}, false)[0].Containers {
 		if s.Container == c {
 			return s
 		}
@@ -83,10 +83,11 @@ func (r *Registry) ContainerStats(ctx context.Context, c *Container) ContainerSt
 	return s
 }
 
-// Stats returns the figures of pods, in their order. All sandboxes are asked at
+// Stats returns the figures of pods, in their order; of the host's, those of CPU
+// time and memory, and with detail all that there are. All sandboxes are asked at
 // once, so that those that hang cost one timeout together. A pod that does not
 // run has no figures.
-func (r *Registry) Stats(ctx context.Context, pods []*Pod) []*Stats {
+func (r *Registry) Stats(ctx context.Context, pods []*Pod, detail bool) []*Stats {
 	found := make([]*Stats, len(pods))
 	running := map[*Pod][]*Container{}
 	for _, c := range r.Containers() {
@@ -100,18 +101,18 @@ func (r *Registry) Stats(ctx context.Context, pods []*Pod) []*Stats {
 			found[i] = &Stats{Pod: p}
 			continue
 		}
-		wg.Go(func() { found[i] = p.stats(ctx, running[p]) })
+		wg.Go(func() { found[i] = p.stats(ctx, running[p], detail) })
 	}
 	wg.Wait()
 	return found
 }
 
-func (p *Pod) stats(ctx context.Context, containers []*Container) *Stats {
+func (p *Pod) stats(ctx context.Context, containers []*Container, detail bool) *Stats {
 	s := &Stats{Pod: p}
 	told := p.ask(ctx, containers)
 	// After the sandbox's, so that the host has counted what the sandbox has.
 	cgroup := p.cgroup()
-	host, err := cgroup.Figures()
+	host, err := cgroup.Figures(detail)
 	if err != nil {
 		told = nil // it is ending
 	} else {

@@ -41,7 +41,7 @@ func TestStats(t *testing.T) {
 	n.counted(three, 3_000_000)
 
 	begin := time.Now()
-	s := n.Stats(t.Context(), []*Pod{p})[0]
+	s := n.Stats(t.Context(), []*Pod{p}, false)[0]
 	if s.Pod != p || s.At.Before(begin) || s.AskedAt.Before(begin) || s.Stale || s.NanoCores != nil {
 		t.Errorf("%+v", s)
 	}
@@ -84,7 +84,7 @@ func TestStatsOfWhatDoesNotRun(t *testing.T) {
 		}
 	}
 	n.must(n.StopPod(t.Context(), p.ID))
-	if s := n.Stats(t.Context(), []*Pod{p})[0]; s.Pod != p || s.Host != nil || !s.AskedAt.IsZero() || len(s.Containers) > 0 {
+	if s := n.Stats(t.Context(), []*Pod{p}, false)[0]; s.Pod != p || s.Host != nil || !s.AskedAt.IsZero() || len(s.Containers) > 0 {
 		t.Errorf("stopped pod: %+v", s)
 	}
 }
@@ -108,7 +108,7 @@ func TestStatsOfAHungSandbox(t *testing.T) {
 	check := func(want time.Time) {
 		t.Helper()
 		begin := time.Now()
-		all := n.Stats(t.Context(), pods)
+		all := n.Stats(t.Context(), pods, false)
 		if took := time.Since(begin); took < n.statsTimeout || took > 5*n.statsTimeout {
 			t.Errorf("it took %v", took)
 		}
@@ -128,7 +128,7 @@ func TestStatsOfAHungSandbox(t *testing.T) {
 	stop(unix.SIGSTOP)
 	check(time.Time{})
 	stop(unix.SIGCONT)
-	told := n.Stats(t.Context(), []*Pod{hung})[0]
+	told := n.Stats(t.Context(), []*Pod{hung}, false)[0]
 	if told.Stale || told.AskedAt.IsZero() {
 		t.Fatalf("%+v", told)
 	}
@@ -147,7 +147,7 @@ func TestStatsOfTheHostsNetwork(t *testing.T) {
 	p, err := n.Pod(id)
 	n.must(err)
 	n.cgroup(p)
-	if s := n.Stats(t.Context(), []*Pod{p})[0]; s.At.IsZero() || s.Interfaces != nil {
+	if s := n.Stats(t.Context(), []*Pod{p}, false)[0]; s.At.IsZero() || s.Interfaces != nil {
 		t.Errorf("%+v", s)
 	}
 }
@@ -168,14 +168,14 @@ func TestStatsMeanwhile(t *testing.T) {
 		}
 	}()
 	for {
-		for _, c := range n.Stats(t.Context(), []*Pod{p})[0].Containers {
+		for _, c := range n.Stats(t.Context(), []*Pod{p}, false)[0].Containers {
 			if !c.AskedAt.IsZero() && c.Usage.Memory == 0 {
 				t.Errorf("%+v", c)
 			}
 		}
 		select {
 		case <-done:
-			n.Stats(t.Context(), []*Pod{p})
+			n.Stats(t.Context(), []*Pod{p}, false)
 			p.meter.mu.Lock()
 			defer p.meter.mu.Unlock()
 			for c := range p.meter.containers {
@@ -199,7 +199,7 @@ func TestStatsStartNothing(t *testing.T) {
 		n.start(p.ID, name, "sleep")
 	}
 	before := len(n.Calls())
-	n.Stats(t.Context(), n.Pods())
+	n.Stats(t.Context(), n.Pods(), false)
 	calls := slices.DeleteFunc(n.Calls()[before:], func(c string) bool { return c == "rpc.Wait" }) // of the last start
 	if strings.Join(calls, " ") != "rpc.Cgroups.ReadControlFiles" {
 		t.Errorf("calls %q", calls)
@@ -228,7 +228,7 @@ func TestLimits(t *testing.T) {
 		cgroup := n.cgroup(p)
 		n.must(os.WriteFile(filepath.Join(cgroup, "memory.max"), []byte(tt.own+"\n"), 0o600))
 		n.must(os.WriteFile(filepath.Join(cgroup, "../memory.max"), []byte(tt.above+"\n"), 0o600))
-		if got := n.Stats(t.Context(), []*Pod{p})[0].Limit; got != tt.want {
+		if got := n.Stats(t.Context(), []*Pod{p}, false)[0].Limit; got != tt.want {
 			t.Errorf("%s: %d, want %d", name, got, tt.want)
 		}
 	}

@@ -115,49 +115,50 @@ func (f Figures) RSS() uint64 { return f["memory.stat.anon"] + f["memory.stat.sh
 type source struct {
 	controller, file string // the controller matters to version 1
 	figures          map[string]string
+	detail           bool // not read unless asked for
 }
 
 var version2 = []source{
 	{"cpu", "cpu.stat", map[string]string{
 		"usage_usec": "cpu.stat.usage_usec", "user_usec": "cpu.stat.user_usec", "system_usec": "cpu.stat.system_usec",
 		"nr_periods": "cpu.stat.nr_periods", "nr_throttled": "cpu.stat.nr_throttled", "throttled_usec": "cpu.stat.throttled_usec",
-	}},
-	{"memory", "memory.current", map[string]string{"": "memory.current"}},
-	{"memory", "memory.peak", map[string]string{"": "memory.peak"}},
-	{"memory", "memory.max", map[string]string{"": "memory.max"}},
-	{"memory", "memory.swap.current", map[string]string{"": "memory.swap.current"}},
+	}, false},
+	{"memory", "memory.current", map[string]string{"": "memory.current"}, false},
+	{"memory", "memory.peak", map[string]string{"": "memory.peak"}, true},
+	{"memory", "memory.max", map[string]string{"": "memory.max"}, false},
+	{"memory", "memory.swap.current", map[string]string{"": "memory.swap.current"}, false},
 	{"memory", "memory.events", map[string]string{
 		"high": "memory.events.high", "max": "memory.events.max", "oom": "memory.events.oom", "oom_kill": "memory.events.oom_kill",
-	}},
+	}, true},
 	{"memory", "memory.stat", map[string]string{
 		"anon": "memory.stat.anon", "file": "memory.stat.file", "kernel": "memory.stat.kernel", "shmem": "memory.stat.shmem",
 		"file_mapped": "memory.stat.file_mapped", "file_dirty": "memory.stat.file_dirty", "file_writeback": "memory.stat.file_writeback",
 		"inactive_file": "memory.stat.inactive_file", "active_file": "memory.stat.active_file",
 		"pgfault": "memory.stat.pgfault", "pgmajfault": "memory.stat.pgmajfault", "pgscan": "memory.stat.pgscan", "pgsteal": "memory.stat.pgsteal",
 		"workingset_refault_file": "memory.stat.workingset_refault_file", "workingset_refault_anon": "memory.stat.workingset_refault_anon",
-	}},
+	}, false},
 }
 
 var version1 = []source{
-	{"cpuacct", "cpuacct.usage", map[string]string{"": "cpu.stat.usage_usec"}},
-	{"cpuacct", "cpuacct.usage_user", map[string]string{"": "cpu.stat.user_usec"}},
-	{"cpuacct", "cpuacct.usage_sys", map[string]string{"": "cpu.stat.system_usec"}},
+	{"cpuacct", "cpuacct.usage", map[string]string{"": "cpu.stat.usage_usec"}, false},
+	{"cpuacct", "cpuacct.usage_user", map[string]string{"": "cpu.stat.user_usec"}, true},
+	{"cpuacct", "cpuacct.usage_sys", map[string]string{"": "cpu.stat.system_usec"}, true},
 	{"cpu", "cpu.stat", map[string]string{
 		"nr_periods": "cpu.stat.nr_periods", "nr_throttled": "cpu.stat.nr_throttled", "throttled_time": "cpu.stat.throttled_usec",
-	}},
-	{"memory", "memory.usage_in_bytes", map[string]string{"": "memory.current"}},
-	{"memory", "memory.max_usage_in_bytes", map[string]string{"": "memory.peak"}},
-	{"memory", "memory.limit_in_bytes", map[string]string{"": "memory.max"}},
-	{"memory", "memory.failcnt", map[string]string{"": "memory.events.max"}},
-	{"memory", "memory.kmem.usage_in_bytes", map[string]string{"": "memory.stat.kernel"}},
-	{"memory", "memory.oom_control", map[string]string{"oom_kill": "memory.events.oom_kill"}},
+	}, true},
+	{"memory", "memory.usage_in_bytes", map[string]string{"": "memory.current"}, false},
+	{"memory", "memory.max_usage_in_bytes", map[string]string{"": "memory.peak"}, true},
+	{"memory", "memory.limit_in_bytes", map[string]string{"": "memory.max"}, false},
+	{"memory", "memory.failcnt", map[string]string{"": "memory.events.max"}, true},
+	{"memory", "memory.kmem.usage_in_bytes", map[string]string{"": "memory.stat.kernel"}, true},
+	{"memory", "memory.oom_control", map[string]string{"oom_kill": "memory.events.oom_kill"}, true},
 	{"memory", "memory.stat", map[string]string{
 		"total_rss": "memory.stat.anon", "total_cache": "memory.stat.file", "total_shmem": "memory.stat.shmem",
 		"total_mapped_file": "memory.stat.file_mapped", "total_dirty": "memory.stat.file_dirty", "total_writeback": "memory.stat.file_writeback",
 		"total_inactive_file": "memory.stat.inactive_file", "total_active_file": "memory.stat.active_file",
 		"total_pgfault": "memory.stat.pgfault", "total_pgmajfault": "memory.stat.pgmajfault", "total_swap": "memory.swap.current",
 		"total_workingset_refault_file": "memory.stat.workingset_refault_file", "total_workingset_refault_anon": "memory.stat.workingset_refault_anon",
-	}},
+	}, false},
 }
 
 func (c Cgroup) sources() []source {
@@ -167,12 +168,14 @@ func (c Cgroup) sources() []source {
 	return version2
 }
 
-// Figures reads what the kernel counts. The error is ErrNotFound when the cgroup
-// is gone.
-func (c Cgroup) Figures() (Figures, error) {
+// Figures reads what the kernel counts: CPU time and memory, and with detail all
+// that there is. The error is ErrNotFound when the cgroup is gone.
+func (c Cgroup) Figures(detail bool) (Figures, error) {
 	f := Figures{}
 	for _, s := range c.sources() {
-		c.read(s, f)
+		if detail || !s.detail {
+			c.read(s, f)
+		}
 	}
 	if _, ok := f["memory.current"]; !ok {
 		return nil, fmt.Errorf("cgroup %s: %w", c.Memory, errdefs.ErrNotFound)
@@ -264,15 +267,11 @@ func (c Cgroup) OOMKills() (uint64, error) {
 // the kernel kill; for people.
 func (c Cgroup) Shortage() string {
 	for ; c.Path() != "/"; c = c.Parent() {
-		f, err := c.Figures()
-		if err != nil {
-			continue
-		}
-		hit, exact := f["memory.events.oom"]
+		hit, exact := c.figure("memory.events.oom")
 		if !exact { // version 1 counts how often the limit was met
-			hit = f["memory.events.max"]
+			hit, _ = c.figure("memory.events.max")
 		}
-		if limit, ok := f["memory.max"]; ok && hit > 0 {
+		if limit := c.MemoryLimit(); limit > 0 && hit > 0 {
 			return fmt.Sprintf("memory limit of %d bytes of cgroup %s", limit, c.Path())
 		}
 	}

@@ -76,7 +76,7 @@ func TestFigures(t *testing.T) {
 			"cpu.stat.usage_usec": 2743219, "cpu.stat.user_usec": 1901023, "cpu.stat.nr_throttled": 17, "cpu.stat.throttled_usec": 913022,
 		}, []string{"memory.max", "memory.swap.max"}, 96665600 - 20983808, 19787776 + 52428800},
 	} {
-		got, err := tt.cgroup.Figures()
+		got, err := tt.cgroup.Figures(true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -90,6 +90,18 @@ func TestFigures(t *testing.T) {
 				t.Errorf("%s: %s is %d, want none", name, figure, v)
 			}
 		}
+		brief, err := tt.cgroup.Figures(false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for figure, v := range brief {
+			if v != got[figure] {
+				t.Errorf("%s: %s is %d without detail", name, figure, v)
+			}
+		}
+		if brief["cpu.stat.usage_usec"] == 0 || brief["memory.current"] == 0 || brief["memory.stat.anon"] == 0 || len(brief) >= len(got) {
+			t.Errorf("%s: without detail %v", name, brief)
+		}
 		if got.WorkingSet() != tt.workingSet || got.RSS() != tt.rss {
 			t.Errorf("%s: working set %d and RSS %d, want %d and %d", name, got.WorkingSet(), got.RSS(), tt.workingSet, tt.rss)
 		}
@@ -99,7 +111,7 @@ func TestFigures(t *testing.T) {
 func TestCgroupThatIsGone(t *testing.T) {
 	dir := t.TempDir()
 	for _, c := range []Cgroup{{dir, filepath.Join(dir, "memory/x")}, {dir, filepath.Join(dir, "x")}} {
-		if f, err := c.Figures(); !errdefs.IsNotFound(err) {
+		if f, err := c.Figures(true); !errdefs.IsNotFound(err) {
 			t.Errorf("figures %v, %v", f, err)
 		}
 		if n, err := c.OOMKills(); !errdefs.IsNotFound(err) {

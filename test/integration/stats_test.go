@@ -40,7 +40,7 @@ func (p *pod) host(t *testing.T) stats.Figures {
 	}
 	cgroup, err := stats.CgroupOf("/sys/fs/cgroup", pids[0])
 	check(t, err)
-	f, err := cgroup.Figures()
+	f, err := cgroup.Figures(true)
 	check(t, err)
 	return f
 }
