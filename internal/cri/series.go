@@ -196,7 +196,7 @@ var processSeries = []series{
 // specSeries are what the configuration says, but for the memory of a pod, which
 // the kubelet may change behind it. A limit of 0 is none.
 var specSeries = []series{
-	spec("cpu_period", "CPU period of the container.", func(c *pod.ContainerStats) int64 { return c.Config().GetLinux().GetResources().GetCpuPeriod() }),
+	asked("cpu_period", "CPU period of the container.", func(c *pod.ContainerStats) int64 { return c.Config().GetLinux().GetResources().GetCpuPeriod() }),
 	{
 		name: "container_spec_cpu_quota", help: "CPU quota of the container.", kind: gauge,
 		container: func(s *pod.ContainerStats) []sample {
@@ -206,7 +206,7 @@ var specSeries = []series{
 			return nil
 		},
 	},
-	spec("cpu_shares", "CPU share of the container.", func(c *pod.ContainerStats) int64 { return c.Config().GetLinux().GetResources().GetCpuShares() }),
+	asked("cpu_shares", "CPU share of the container.", func(c *pod.ContainerStats) int64 { return c.Config().GetLinux().GetResources().GetCpuShares() }),
 	{
 		name: "container_spec_memory_limit_bytes", help: "Memory limit for the container.", kind: gauge,
 		pod: func(s *pod.Stats) []sample { return one(s.Limit) },
@@ -216,7 +216,7 @@ var specSeries = []series{
 	},
 }
 
-func spec(what, help string, of func(*pod.ContainerStats) int64) series {
+func asked(what, help string, of func(*pod.ContainerStats) int64) series {
 	return series{
 		name: "container_spec_" + what, help: help, kind: gauge,
 		container: func(s *pod.ContainerStats) []sample { return one(uint64(of(s))) },
