@@ -71,6 +71,9 @@ func Container(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Spec, e
 // checkContainer refuses what cannot be honoured.
 func checkContainer(cfg *runtime.ContainerConfig, pod *runtime.PodSandboxConfig) error {
 	security := cfg.GetLinux().GetSecurityContext()
+	if cfg.GetWindows() != nil {
+		return fmt.Errorf("windows: %w", errdefs.ErrInvalidArgument)
+	}
 	if err := checkNamespaces(security.GetNamespaceOptions()); err != nil {
 		return err
 	}

@@ -48,6 +48,9 @@ type SandboxOptions struct {
 // the field of the configuration.
 func Sandbox(cfg *runtime.PodSandboxConfig, o SandboxOptions) (*specs.Spec, error) {
 	security := cfg.GetLinux().GetSecurityContext()
+	if cfg.GetWindows() != nil {
+		return nil, fmt.Errorf("windows: %w", errdefs.ErrInvalidArgument)
+	}
 	if err := checkNamespaces(security.GetNamespaceOptions()); err != nil {
 		return nil, err
 	}

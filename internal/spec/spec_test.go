@@ -128,6 +128,8 @@ func TestSandboxRefuses(t *testing.T) {
 		_, err := Sandbox(cfg, sandboxOptions())
 		refused(t, err, test.kind, test.field)
 	}
+	_, err := Sandbox(&runtime.PodSandboxConfig{Windows: &runtime.WindowsPodSandboxConfig{}}, sandboxOptions())
+	refused(t, err, errdefs.ErrInvalidArgument, "windows")
 }
 
 func TestCgroupsPath(t *testing.T) {
@@ -281,6 +283,9 @@ func TestContainerRefuses(t *testing.T) {
 	}{
 		{errdefs.ErrInvalidArgument, "command", func(c *runtime.ContainerConfig, _ *security, o *ContainerOptions) {
 			c.Args, o.Image = nil, ocispec.ImageConfig{}
+		}},
+		{errdefs.ErrInvalidArgument, "windows", func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
+			c.Windows = &runtime.WindowsContainerConfig{}
 		}},
 		{errdefs.ErrInvalidArgument, "envs[0]", func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) { c.Envs[0].Key = "A=B" }},
 		{errdefs.ErrInvalidArgument, "privileged", func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) { s.Privileged = true }},
