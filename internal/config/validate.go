@@ -32,6 +32,7 @@ var (
 		"log-fd":                   "",
 		"log-format":               "",
 		"net-raw":                  "net_raw",
+		"oci-seccomp":              "",
 		"network":                  "",
 		"overlay2":                 "",
 		"panic-log":                "",

@@ -52,6 +52,8 @@ func New(o Options) *Runtime {
 		// The writable layer is a file in the upper directory of the container's
 		// root file system: fast, and its blocks are the layer's usage.
 		"--overlay2=root:self",
+		// Otherwise a spec's seccomp filter is left out.
+		"--oci-seccomp",
 		// Otherwise an open control connection keeps a dead sandbox for 15 s.
 		"--control-rpc-stop-timeout=0s",
 	}

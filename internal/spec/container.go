@@ -46,6 +46,12 @@ func Container(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Spec, e
 	if err != nil {
 		return nil, err
 	}
+	var filter *specs.LinuxSeccomp
+	if !security.GetPrivileged() {
+		if filter, err = seccompProfile(security.GetSeccomp(), process.Capabilities); err != nil {
+			return nil, err
+		}
+	}
 	mounts, err := containerMounts(cfg, o)
 	if err != nil {
 		return nil, err
@@ -63,6 +69,7 @@ func Container(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Spec, e
 			// A container has no cgroup of its own on the host, and runsc
 			// enforces limits of the sandbox only.
 			Resources:  &specs.LinuxResources{},
+			Seccomp:    filter,
 			Namespaces: namespaces(o.NetNS, append(pid, specs.LinuxNamespace{Type: specs.CgroupNamespace})...),
 		},
 	}, nil
@@ -77,7 +84,7 @@ func checkContainer(cfg *runtime.ContainerConfig, pod *runtime.PodSandboxConfig)
 	if err := checkNamespaces(security.GetNamespaceOptions()); err != nil {
 		return err
 	}
-	if err := checkProfiles(security.GetSeccomp(), security.GetApparmor()); err != nil {
+	if err := checkProfiles(security); err != nil {
 		return err
 	}
 	if err := CheckResources(cfg.GetLinux().GetResources()); err != nil {

@@ -57,7 +57,7 @@ func Sandbox(cfg *runtime.PodSandboxConfig, o SandboxOptions) (*specs.Spec, erro
 	if security.GetRunAsGroup() != nil && security.GetRunAsUser() == nil {
 		return nil, fmt.Errorf("run_as_group %d without run_as_user: %w", security.GetRunAsGroup().GetValue(), errdefs.ErrInvalidArgument)
 	}
-	if err := checkProfiles(security.GetSeccomp(), security.GetApparmor()); err != nil {
+	if err := checkSandboxProfiles(security); err != nil {
 		return nil, err
 	}
 	sysctls, err := sandboxSysctls(cfg.GetLinux().GetSysctls())
@@ -141,16 +141,6 @@ func checkNamespaces(o *runtime.NamespaceOption) error {
 	}
 	if u := o.GetUsernsOptions(); len(u.GetUids())+len(u.GetGids()) > 0 {
 		return fmt.Errorf("userns_options: user namespaces: %w", errdefs.ErrNotImplemented)
-	}
-	return nil
-}
-
-// checkProfiles refuses profiles that would not be enforced.
-func checkProfiles(seccomp, apparmor *runtime.SecurityProfile) error {
-	for name, p := range map[string]*runtime.SecurityProfile{"seccomp": seccomp, "apparmor": apparmor} {
-		if p.GetProfileType() == runtime.SecurityProfile_Localhost {
-			return fmt.Errorf("%s profile %q of the host: %w", name, p.GetLocalhostRef(), errdefs.ErrNotImplemented)
-		}
 	}
 	return nil
 }

@@ -117,8 +117,9 @@ func TestSandboxRefuses(t *testing.T) {
 		{namespace(&runtime.NamespaceOption{Network: runtime.NamespaceMode_CONTAINER}), errdefs.ErrInvalidArgument, "network namespace"},
 		{namespace(&runtime.NamespaceOption{UsernsOptions: &runtime.UserNamespace{Uids: []*runtime.IDMapping{{Length: 1}}}}), errdefs.ErrNotImplemented, "userns_options"},
 		{security(&runtime.LinuxSandboxSecurityContext{RunAsGroup: &runtime.Int64Value{}}), errdefs.ErrInvalidArgument, "run_as_group"},
-		{security(&runtime.LinuxSandboxSecurityContext{Seccomp: localhost}), errdefs.ErrNotImplemented, "seccomp"},
-		{security(&runtime.LinuxSandboxSecurityContext{Apparmor: localhost}), errdefs.ErrNotImplemented, "apparmor"},
+		{security(&runtime.LinuxSandboxSecurityContext{Seccomp: localhost}), errdefs.ErrInvalidArgument, `seccomp profile Localhost "p.json"`},
+		{security(&runtime.LinuxSandboxSecurityContext{Apparmor: localhost}), errdefs.ErrInvalidArgument, `apparmor profile "p.json"`},
+		{security(&runtime.LinuxSandboxSecurityContext{SeccompProfilePath: "runtime/default"}), errdefs.ErrInvalidArgument, "seccomp_profile_path"},
 		{&runtime.LinuxPodSandboxConfig{Sysctls: map[string]string{"kernel.shm_rmid_forced": "1"}}, errdefs.ErrNotImplemented, "kernel.shm_rmid_forced"},
 		{&runtime.LinuxPodSandboxConfig{Resources: &runtime.LinuxContainerResources{CpuShares: -2}}, errdefs.ErrInvalidArgument, "resources: cpu_shares -2"},
 		{&runtime.LinuxPodSandboxConfig{Overhead: &runtime.LinuxContainerResources{MemoryLimitInBytes: -1}}, errdefs.ErrInvalidArgument, "overhead: memory_limit_in_bytes -1"},
@@ -295,7 +296,21 @@ func TestContainerRefuses(t *testing.T) {
 		{errdefs.ErrInvalidArgument, "target_id", func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
 			s.NamespaceOptions.Pid = runtime.NamespaceMode_TARGET
 		}},
-		{errdefs.ErrNotImplemented, "seccomp", func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) { s.Seccomp = localhost }},
+		{errdefs.ErrInvalidArgument, `seccomp profile Localhost "p.json"`, func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
+			s.Seccomp = localhost
+		}},
+		{errdefs.ErrInvalidArgument, "seccomp profile_type 7", func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
+			s.Seccomp = &runtime.SecurityProfile{ProfileType: 7}
+		}},
+		{errdefs.ErrInvalidArgument, `apparmor profile "p.json"`, func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
+			s.Apparmor = localhost
+		}},
+		{errdefs.ErrInvalidArgument, "seccomp_profile_path", func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
+			s.SeccompProfilePath = "localhost/p.json"
+		}},
+		{errdefs.ErrInvalidArgument, "apparmor_profile", func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
+			s.ApparmorProfile = "localhost/p"
+		}},
 		{errdefs.ErrInvalidArgument, `add_capabilities: capability "FLY"`, func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
 			s.Capabilities = &runtime.Capability{AddCapabilities: []string{"FLY"}}
 		}},

@@ -52,7 +52,9 @@ func (c *cli) run(args []string) error {
 	for _, name := range []string{"log-format", "network", "platform", "overlay2", "in-sandbox-cgroup", "control-rpc-stop-timeout", "shared-root"} {
 		flags.String(name, "", "")
 	}
-	flags.Bool("net-raw", false, "")
+	for _, name := range []string{"net-raw", "oci-seccomp"} {
+		flags.Bool(name, false, "")
+	}
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
