@@ -2,9 +2,11 @@ package cri
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/runscd/runscd/internal/pod"
@@ -125,7 +127,7 @@ func containerStatus(c *pod.Container) *runtime.ContainerStatus {
 		CreatedAt: nanos(f.CreatedAt), StartedAt: nanos(f.StartedAt), FinishedAt: nanos(f.FinishedAt),
 		ExitCode: int32(f.ExitCode), Reason: f.Reason, Message: f.Message,
 		Image: statusImage(config.Image), ImageRef: f.ImageRef, ImageId: f.ImageID,
-		Labels: config.Labels, Annotations: config.Annotations, Mounts: config.Mounts, LogPath: f.LogPath,
+		Labels: config.Labels, Annotations: config.Annotations, Mounts: statusMounts(config.Mounts, f.VolumeIDs), LogPath: f.LogPath,
 		StopSignal: config.StopSignal,
 		Resources:  &runtime.ContainerResources{Linux: config.GetLinux().GetResources()},
 	}
@@ -133,6 +135,21 @@ func containerStatus(c *pod.Container) *runtime.ContainerStatus {
 		status.User = &runtime.ContainerUser{Linux: &runtime.LinuxContainerUser{Uid: u.UID, Gid: u.GID, SupplementalGroups: u.Groups}}
 	}
 	return status
+}
+
+// statusMounts are a container's mounts, with the ids of mounted images: the
+// kubelet keeps those from being removed.
+func statusMounts(mounts []*runtime.Mount, ids map[int]string) []*runtime.Mount {
+	if len(ids) == 0 {
+		return mounts
+	}
+	list := slices.Clone(mounts)
+	for i, id := range ids {
+		m := proto.CloneOf(mounts[i])
+		m.Image.Image = id
+		list[i] = m
+	}
+	return list
 }
 
 // statusImage is the image as the user called it, where the client says how.

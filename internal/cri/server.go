@@ -58,7 +58,7 @@ func (s *RuntimeServer) Status(ctx context.Context, req *runtime.StatusRequest) 
 			condition(runtime.NetworkReady, "NetworkPluginNotReady", s.pods.Network.Status(ctx)),
 		}},
 		RuntimeHandlers: []*runtime.RuntimeHandler{{Name: "", Features: features()}},
-		Features:        &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		Features:        &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 	}
 	for name := range s.pods.Handlers {
 		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtime.RuntimeHandler{Name: name, Features: features()})
@@ -79,7 +79,7 @@ func condition(kind, reason string, err error) *runtime.RuntimeCondition {
 
 // features are what every handler has beyond the ordinary.
 func features() *runtime.RuntimeHandlerFeatures {
-	return &runtime.RuntimeHandlerFeatures{}
+	return &runtime.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: pod.HasRecursiveReadOnly()}
 }
 
 // RuntimeConfig tells the kubelet which cgroup driver to use.

@@ -52,6 +52,9 @@ func (busybox) Get(context.Context, string) (*image.Image, error) {
 	}, nil
 }
 func (busybox) Mount(context.Context, string, string, string) error { return nil }
+func (busybox) MountVolume(context.Context, string, string, string) error {
+	return nil
+}
 func (busybox) Unmount(context.Context, string, string) error       { return nil }
 func (busybox) Snapshots(context.Context) ([]string, error)         { return nil, nil }
 func (busybox) WritableUsage(context.Context, string) (image.Usage, error) {

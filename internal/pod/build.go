@@ -215,6 +215,9 @@ func (r *Registry) buildContainer(ctx context.Context, p *Pod, config *runtime.C
 		Config:  message[*runtime.ContainerConfig]{config},
 		ImageID: img.ID, ImageRef: imageRef(img),
 	}
+	if rec.VolumeIDs, err = r.resolveVolumes(ctx, config); err != nil {
+		return "", err
+	}
 	if rec.LogPath, err = logPath(p.Config().LogDirectory, config.LogPath); err != nil {
 		return "", err
 	}

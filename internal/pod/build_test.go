@@ -96,6 +96,17 @@ func TestAContainerThatFailsLeavesNothing(t *testing.T) {
 			return nil
 		}, isAny, "no such file"},
 		"no root file system": {func(n *node, _ *runtime.CreateContainerRequest) func() { n.images.mountErr = errFault; return nil }, isFault, ""},
+		"no image of a volume": {func(_ *node, r *runtime.CreateContainerRequest) func() {
+			r.Config.Mounts = []*runtime.Mount{{ContainerPath: "/v", Image: &runtime.ImageSpec{Image: "none"}}}
+			return nil
+		}, errdefs.IsNotFound, `ImageVolumeMountFailed: mounts[0] "/v": image "none"`},
+		"no path in a volume": {func(_ *node, r *runtime.CreateContainerRequest) func() {
+			r.Config.Mounts = []*runtime.Mount{
+				{ContainerPath: "/v", Image: &runtime.ImageSpec{Image: "busybox"}},
+				{ContainerPath: "/w", Image: &runtime.ImageSpec{Image: "busybox"}, ImageSubPath: "none"},
+			}
+			return nil
+		}, errdefs.IsInvalidArgument, `ImageVolumeMountFailed: mounts[1] "/w": image "busybox": image_sub_path "none"`},
 		"pod that stops meanwhile": {func(n *node, r *runtime.CreateContainerRequest) func() {
 			n.images.onMount = func() { n.must(n.StopPod(n.t.Context(), r.PodSandboxId)) }
 			return nil

@@ -130,6 +130,10 @@ func (r *Registry) prepareContainer(ctx context.Context, c *Container, img *imag
 	if err := r.Images.Mount(ctx, c.ID, img.ID, rootfs); err != nil {
 		return nil, err
 	}
+	volumes, err := r.mountVolumes(ctx, c)
+	if err != nil {
+		return nil, err
+	}
 	netNS := ""
 	if !hostNetwork(c.Pod.Config()) {
 		netNS = r.netNS(c.Pod.ID)
@@ -139,6 +143,7 @@ func (r *Registry) prepareContainer(ctx context.Context, c *Container, img *imag
 		ID: c.ID, SandboxID: c.Pod.ID, Pod: c.Pod.Config(), Image: img.Spec.Config, Rootfs: rootfs, NetNS: netNS,
 		Shm: filepath.Join(dir, "shm"), Hostname: filepath.Join(dir, "hostname"),
 		Hosts: filepath.Join(dir, "hosts"), ResolvConf: filepath.Join(dir, "resolv.conf"), MinOOMScoreAdj: r.MinOOMScoreAdj,
+		Volumes: volumes,
 	})
 	if err != nil {
 		return nil, err

@@ -267,6 +267,10 @@ func (i *fakeImages) Get(_ context.Context, ref string) (*image.Image, error) {
 	}, nil
 }
 
+func (i *fakeImages) MountVolume(ctx context.Context, key, id, target string) error {
+	return i.Mount(ctx, key, id, target)
+}
+
 func (i *fakeImages) Mount(_ context.Context, id, _, target string) error {
 	if i.onMount != nil {
 		i.onMount()

@@ -44,9 +44,12 @@ type containerRecord struct {
 	Config   message[*runtime.ContainerConfig] `json:"config"`
 	ImageID  string                            `json:"image_id"`
 	ImageRef string                            `json:"image_ref"`
-	LogPath  string                            `json:"log_path,omitempty"` // absolute
-	User     *User                             `json:"user,omitempty"`
-	Signal   int                               `json:"stop_signal"`
+	// VolumeIDs are the images that are mounted as volumes, by the mount's place
+	// in the configuration.
+	VolumeIDs map[int]string `json:"volume_image_ids,omitempty"`
+	LogPath   string         `json:"log_path,omitempty"` // absolute
+	User      *User          `json:"user,omitempty"`
+	Signal    int            `json:"stop_signal"`
 	// CreatedAt is when the container could be started; zero while it is being made.
 	CreatedAt  time.Time `json:"created_at,omitzero"`
 	StartedAt  time.Time `json:"started_at,omitzero"`

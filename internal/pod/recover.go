@@ -273,10 +273,15 @@ func (r *Registry) removeStrays(ctx context.Context, keep map[string]bool) {
 	}
 	snapshots, err := r.Images.Snapshots(ctx)
 	try(err)
-	for _, id := range append(snapshots, entries(filepath.Join(r.State, "containers"))...) {
-		if !known(id) {
-			try(r.Images.Unmount(ctx, id, r.rootfs(id)))
-			try(os.RemoveAll(r.containerDir(id)))
+	for _, key := range append(snapshots, entries(filepath.Join(r.State, "containers"))...) {
+		if id, _, _ := strings.Cut(key, "-"); !known(id) {
+			if err := r.unmountStray(ctx, key); err != nil {
+				try(err) // its directory must not be walked
+				continue
+			}
+			if id == key {
+				try(os.RemoveAll(r.containerDir(id)))
+			}
 		}
 	}
 	for _, id := range entries(filepath.Join(r.State, "netns")) {

@@ -22,7 +22,8 @@ import (
 type Images interface {
 	Get(ctx context.Context, ref string) (*image.Image, error)
 	Mount(ctx context.Context, id, imageID, target string) error
-	Unmount(ctx context.Context, id, target string) error
+	MountVolume(ctx context.Context, key, imageID, target string) error
+	Unmount(ctx context.Context, key, target string) error
 	Snapshots(ctx context.Context) ([]string, error)
 	WritableUsage(ctx context.Context, id string) (image.Usage, error)
 	Root() string

@@ -225,19 +225,20 @@ func (c *Container) discard(ctx context.Context) error {
 
 // forget undoes all of a container that does not run, its record last.
 func (c *Container) forget(ctx context.Context) error {
-	err := errors.Join(c.init.Delete(ctx), c.Pod.home.Images.Unmount(ctx, c.ID, c.Pod.home.rootfs(c.ID)))
+	r := c.Pod.home
+	err := errors.Join(c.init.Delete(ctx), r.Images.Unmount(ctx, c.ID, r.rootfs(c.ID)), r.unmountVolumes(ctx, c))
 	if err != nil {
-		// The directory has the mount in it and must not be walked.
+		// The directory has mounts in it and must not be walked.
 		return err
 	}
-	if err := os.RemoveAll(c.Pod.home.containerDir(c.ID)); err != nil {
+	if err := os.RemoveAll(r.containerDir(c.ID)); err != nil {
 		return err
 	}
 	if err := c.erase(); err != nil {
 		return err
 	}
-	c.Pod.home.processes.Remove(c.ID)
-	c.Pod.home.dropContainer(c.ID)
-	c.Pod.home.containerNames.release(containerName(c.Pod.ID, c.Config().Metadata), c.ID)
+	r.processes.Remove(c.ID)
+	r.dropContainer(c.ID)
+	r.containerNames.release(containerName(c.Pod.ID, c.Config().Metadata), c.ID)
 	return nil
 }

@@ -26,6 +26,10 @@ type ContainerOptions struct {
 	// Host files for the paths in /etc; empty for the image's own.
 	Hostname, Hosts, ResolvConf string
 
+	// Volumes says where on the host the daemon has mounted mounts of the
+	// configuration, by their place in it.
+	Volumes map[int]string
+
 	MinOOMScoreAdj int // see MinOOMScoreAdj
 }
 

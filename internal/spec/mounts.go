@@ -20,7 +20,7 @@ import (
 func containerMounts(cfg *runtime.ContainerConfig, o ContainerOptions) ([]specs.Mount, error) {
 	list := ownMounts(cfg.GetLinux().GetSecurityContext(), o)
 	for i, m := range cfg.GetMounts() {
-		mount, err := bind(m)
+		mount, err := bind(m, o.Volumes[i])
 		if err != nil {
 			return nil, fmt.Errorf("mounts[%d] %q: %w", i, m.GetContainerPath(), err)
 		}
@@ -78,22 +78,22 @@ func ownMounts(security *runtime.LinuxContainerSecurityContext, o ContainerOptio
 	return list
 }
 
-// bind returns a mount of the configuration.
-func bind(m *runtime.Mount) (specs.Mount, error) {
+// bind returns a mount of the configuration, whose source the daemon may have
+// mounted for it.
+func bind(m *runtime.Mount, mounted string) (specs.Mount, error) {
 	destination := path.Join("/", m.GetContainerPath())
+	image := m.GetImage().GetImage() != ""
 	switch {
 	case destination == "/":
 		return specs.Mount{}, fmt.Errorf("container_path %q: %w", m.GetContainerPath(), errdefs.ErrInvalidArgument)
 	case destination == "/dev", destination == "/dev/pts":
 		return specs.Mount{}, fmt.Errorf("the sandbox has devices of its own at %s: %w", destination, errdefs.ErrNotImplemented)
-	case m.GetImage().GetImage() != "":
-		return specs.Mount{}, fmt.Errorf("image: mount of image %q: %w", m.GetImage().GetImage(), errdefs.ErrNotImplemented)
-	case !filepath.IsAbs(m.GetHostPath()):
-		return specs.Mount{}, fmt.Errorf("host_path %q: %w", m.GetHostPath(), errdefs.ErrInvalidArgument)
+	case image && m.GetHostPath() != "":
+		return specs.Mount{}, fmt.Errorf("host_path %q and image %q: %w", m.GetHostPath(), m.GetImage().GetImage(), errdefs.ErrInvalidArgument)
+	case !image && m.GetImageSubPath() != "":
+		return specs.Mount{}, fmt.Errorf("image_sub_path %q without image: %w", m.GetImageSubPath(), errdefs.ErrInvalidArgument)
 	case len(m.GetUidMappings())+len(m.GetGidMappings()) > 0:
 		return specs.Mount{}, fmt.Errorf("id mappings: %w", errdefs.ErrNotImplemented)
-	// The sandbox's read-only mounts are recursive anyway: what is mounted below
-	// them on the host is part of one mount to it.
 	case m.GetRecursiveReadOnly() && (!m.GetReadonly() || m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE):
 		return specs.Mount{}, fmt.Errorf("recursive_read_only without readonly and private: %w", errdefs.ErrInvalidArgument)
 	}
@@ -101,9 +101,11 @@ func bind(m *runtime.Mount) (specs.Mount, error) {
 	if err != nil {
 		return specs.Mount{}, err
 	}
-	source, err := resolve(m.GetHostPath())
-	if err != nil {
-		return specs.Mount{}, err
+	source := mounted
+	if source == "" {
+		if source, err = HostPath(m); err != nil {
+			return specs.Mount{}, err
+		}
 	}
 	return specs.Mount{Destination: destination, Type: "bind", Source: source, Options: options}, nil
 }
@@ -119,7 +121,7 @@ func bindOptions(m *runtime.Mount) ([]string, error) {
 		return nil, fmt.Errorf("propagation %s: mounts in a sandbox never reach the host: %w", m.GetPropagation(), errdefs.ErrInvalidArgument)
 	}
 	access := "rw"
-	if m.GetReadonly() {
+	if m.GetReadonly() || m.GetImage().GetImage() != "" {
 		access = "ro"
 	}
 	options = append(options, access)
@@ -134,9 +136,13 @@ func bindOptions(m *runtime.Mount) ([]string, error) {
 	return options, nil
 }
 
-// resolve follows the links of a host path. One that is not there becomes a
-// directory, as users have come to expect of hostPath volumes.
-func resolve(hostPath string) (string, error) {
+// HostPath follows the links of a mount's path on the host. One that is not
+// there becomes a directory, as users have come to expect of hostPath volumes.
+func HostPath(m *runtime.Mount) (string, error) {
+	hostPath := m.GetHostPath()
+	if !filepath.IsAbs(hostPath) {
+		return "", fmt.Errorf("host_path %q: %w", hostPath, errdefs.ErrInvalidArgument)
+	}
 	real, err := filepath.EvalSymlinks(hostPath)
 	if errors.Is(err, os.ErrNotExist) {
 		if err := os.MkdirAll(hostPath, 0o755); err != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/profiles/seccomp"
@@ -104,8 +105,9 @@ func forSentry(p *specs.LinuxSeccomp) (*specs.LinuxSeccomp, error) {
 		return nil, fmt.Errorf("defaultAction: %w", err)
 	}
 	filter := &specs.LinuxSeccomp{DefaultAction: specs.ActAllow}
+	all := strings.Fields(sentrySyscalls)
 	undecided, ruled := map[string]bool{}, map[string]bool{}
-	for _, name := range sentrySyscalls {
+	for _, name := range all {
 		undecided[name] = true
 	}
 	add := func(names []string, action specs.LinuxSeccompAction, args []specs.LinuxSeccompArg) {
@@ -136,7 +138,7 @@ func forSentry(p *specs.LinuxSeccomp) (*specs.LinuxSeccomp, error) {
 		}
 		add(rule.Names, action, rule.Args)
 	}
-	add(sentrySyscalls, otherwise, nil)
+	add(all, otherwise, nil)
 	return filter, nil
 }
 

@@ -251,11 +251,14 @@ func TestContainer(t *testing.T) {
 			cfg.Linux.SecurityContext.NamespaceOptions = &runtime.NamespaceOption{Network: runtime.NamespaceMode_NODE}
 			cfg.Mounts = []*runtime.Mount{
 				{ContainerPath: "/a/b/c", HostPath: volume + "/link", Propagation: runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER},
-				{ContainerPath: "a/", HostPath: volume + "/new/dir", Readonly: true, RecursiveReadOnly: true},
+				{ContainerPath: "a/", HostPath: volume + "/new/dir", Readonly: true},
+				{ContainerPath: "/rro", HostPath: volume, Readonly: true, RecursiveReadOnly: true},
+				{ContainerPath: "/image", Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "d"},
 				{ContainerPath: "/a/b", HostPath: volume, MountOptions: []string{"noexec", "nodev"}},
 				{ContainerPath: "/dev/shm", HostPath: volume},
 				{ContainerPath: "/sys", HostPath: volume},
 			}
+			o.Volumes = map[int]string{2: "/test/containers/c1/volumes/2", 3: "/test/containers/c1/volumes/3/d"}
 			if err := os.Symlink("rw", volume+"/link"); err != nil {
 				t.Fatal(err)
 			}
@@ -332,8 +335,11 @@ func TestContainerRefuses(t *testing.T) {
 		{errdefs.ErrNotImplemented, "CDI_devices", func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
 			c.CDIDevices = []*runtime.CDIDevice{{Name: "gpu"}}
 		}},
-		{errdefs.ErrNotImplemented, "image", func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
-			c.Mounts[0] = &runtime.Mount{ContainerPath: "/m", Image: &runtime.ImageSpec{Image: "x"}}
+		{errdefs.ErrInvalidArgument, `image "x"`, func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
+			c.Mounts[0].Image = &runtime.ImageSpec{Image: "x"}
+		}},
+		{errdefs.ErrInvalidArgument, "image_sub_path", func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
+			c.Mounts[0].ImageSubPath = "x"
 		}},
 		{errdefs.ErrInvalidArgument, "propagation", func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
 			c.Mounts[0].Propagation = runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL

@@ -1,0 +1,168 @@
+package pod
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	securejoin "github.com/cyphar/filepath-securejoin"
+	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/runscd/runscd/internal/spec"
+)
+
+// volumeKey names what is mounted for a mount of a container's configuration.
+func volumeKey(id string, mount int) string { return id + "-" + strconv.Itoa(mount) }
+
+// ownedMounts are the mounts of a container that the daemon itself makes on the
+// host first, by their place in the configuration: images, and directories that
+// are read-only with all that is mounted in them.
+func ownedMounts(c *runtime.ContainerConfig) map[int]*runtime.Mount {
+	owned := map[int]*runtime.Mount{}
+	for i, m := range c.GetMounts() {
+		if m.GetImage().GetImage() != "" || m.GetRecursiveReadOnly() {
+			owned[i] = m
+		}
+	}
+	return owned
+}
+
+// resolveVolumes finds the images that are mounted as volumes: their ids by the
+// mount's place in the configuration.
+func (r *Registry) resolveVolumes(ctx context.Context, c *runtime.ContainerConfig) (map[int]string, error) {
+	var ids map[int]string
+	for i, m := range ownedMounts(c) {
+		ref := m.GetImage().GetImage()
+		if ref == "" {
+			continue
+		}
+		img, err := r.Images.Get(ctx, ref)
+		if err != nil {
+			return nil, volumeFailed(i, m, err)
+		}
+		if ids == nil {
+			ids = map[int]string{}
+		}
+		ids[i] = img.ID
+	}
+	return ids, nil
+}
+
+// volumeFailed is an error about an image volume. The kubelet knows it by the
+// first word.
+func volumeFailed(i int, m *runtime.Mount, err error) error {
+	return fmt.Errorf("ImageVolumeMountFailed: mounts[%d] %q: image %q: %w", i, m.GetContainerPath(), m.GetImage().GetImage(), err)
+}
+
+// mountVolumes mounts what the daemon makes of a container's mounts and returns
+// where, by the place in the configuration. Unmounting is the teardown's.
+func (r *Registry) mountVolumes(ctx context.Context, c *Container) (map[int]string, error) {
+	mounted := map[int]string{}
+	for i, m := range ownedMounts(c.Config()) {
+		target := r.volume(volumeKey(c.ID, i))
+		if err := os.MkdirAll(filepath.Dir(target), 0o711); err != nil {
+			return nil, err
+		}
+		if id := c.Facts().VolumeIDs[i]; id != "" {
+			err := os.Mkdir(target, 0o711)
+			if err != nil {
+				return nil, err
+			}
+			if err := r.Images.MountVolume(ctx, volumeKey(c.ID, i), id, target); err != nil {
+				return nil, volumeFailed(i, m, err)
+			}
+			if target, err = inImage(target, m.GetImageSubPath()); err != nil {
+				return nil, volumeFailed(i, m, err)
+			}
+		} else if err := mountReadOnly(m, target); err != nil {
+			return nil, fmt.Errorf("mounts[%d] %q: recursive_read_only: %w", i, m.GetContainerPath(), err)
+		}
+		mounted[i] = target
+	}
+	return mounted, nil
+}
+
+// inImage returns the place of a sub path in a mounted image. The image cannot
+// be written, so what is found stays there.
+func inImage(mounted, subPath string) (string, error) {
+	place, err := securejoin.SecureJoin(mounted, subPath)
+	if err == nil {
+		_, err = os.Lstat(place)
+	}
+	if err != nil || subPath != "" && !filepath.IsLocal(subPath) {
+		return "", fmt.Errorf("image_sub_path %q: %w: %w", subPath, cmp.Or(err, fs.ErrInvalid), errdefs.ErrInvalidArgument)
+	}
+	return place, nil
+}
+
+// mountReadOnly mounts the source of a mount at target, read-only with all that
+// is mounted in it. It never is there writable.
+func mountReadOnly(m *runtime.Mount, target string) error {
+	source, err := spec.HostPath(m)
+	if err != nil {
+		return err
+	}
+	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return fmt.Errorf("open_tree %s: %w", source, err)
+	}
+	defer unix.Close(tree)
+	attributes := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attributes); err != nil {
+		return fmt.Errorf("mount_setattr of %s: %w", source, err)
+	}
+	info, err := os.Stat(source)
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		err = os.Mkdir(target, 0o711)
+	} else {
+		err = os.WriteFile(target, nil, 0o600)
+	}
+	if err != nil {
+		return err
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("move_mount to %s: %w", target, err)
+	}
+	return nil
+}
+
+// HasRecursiveReadOnly tells whether the kernel can make mounts read-only with
+// all that is mounted in them.
+func HasRecursiveReadOnly() bool {
+	return !errors.Is(unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{}), unix.ENOSYS)
+}
+
+// unmountVolumes undoes mountVolumes, as far as it was done.
+func (r *Registry) unmountVolumes(ctx context.Context, c *Container) error {
+	var errs []error
+	for i := range ownedMounts(c.Config()) {
+		key := volumeKey(c.ID, i)
+		errs = append(errs, r.Images.Unmount(ctx, key, r.volume(key)))
+	}
+	return errors.Join(errs...)
+}
+
+// unmountStray takes away what is mounted for a container without a record, by
+// the key of a snapshot or the name of a directory.
+func (r *Registry) unmountStray(ctx context.Context, key string) error {
+	id, _, volume := strings.Cut(key, "-")
+	if volume {
+		return r.Images.Unmount(ctx, key, r.volume(key))
+	}
+	errs := []error{r.Images.Unmount(ctx, id, r.rootfs(id))}
+	for _, n := range entries(filepath.Join(r.containerDir(id), "volumes")) {
+		errs = append(errs, r.Images.Unmount(ctx, id+"-"+n, filepath.Join(r.containerDir(id), "volumes", n)))
+	}
+	return errors.Join(errs...)
+}
