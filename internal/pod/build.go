@@ -88,6 +88,9 @@ func (r *Registry) buildPod(ctx context.Context, req *runtime.RunPodSandboxReque
 	if err := p.init.Start(ctx, runsc.Stdio{}); err != nil {
 		return "", err
 	}
+	if err := p.setSysctls(ctx); err != nil {
+		return "", err
+	}
 	host := p.init.Host()
 	cgroup, err := stats.CgroupOf(r.CgroupRoot, host.PID)
 	if err != nil {
@@ -215,7 +218,7 @@ func (r *Registry) buildContainer(ctx context.Context, p *Pod, config *runtime.C
 		Config:  message[*runtime.ContainerConfig]{config},
 		ImageID: img.ID, ImageRef: imageRef(img),
 	}
-	if rec.VolumeIDs, err = r.resolveVolumes(ctx, config); err != nil {
+	if rec.VolumeIDs, err = resolveVolumes(ctx, r.Images, config); err != nil {
 		return "", err
 	}
 	if rec.LogPath, err = logPath(p.Config().LogDirectory, config.LogPath); err != nil {

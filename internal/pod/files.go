@@ -130,7 +130,7 @@ func (r *Registry) prepareContainer(ctx context.Context, c *Container, img *imag
 	if err := r.Images.Mount(ctx, c.ID, img.ID, rootfs); err != nil {
 		return nil, err
 	}
-	volumes, err := r.mountVolumes(ctx, c)
+	volumes, err := c.mountVolumes(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -275,7 +275,7 @@ func (r *Registry) removeStrays(ctx context.Context, keep map[string]bool) {
 	try(err)
 	for _, key := range append(snapshots, entries(filepath.Join(r.State, "containers"))...) {
 		if id, _, _ := strings.Cut(key, "-"); !known(id) {
-			if err := r.unmountStray(ctx, key); err != nil {
+			if err := unmountStray(ctx, r, key); err != nil {
 				try(err) // its directory must not be walked
 				continue
 			}

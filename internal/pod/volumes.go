@@ -37,14 +37,14 @@ func ownedMounts(c *runtime.ContainerConfig) map[int]*runtime.Mount {
 
 // resolveVolumes finds the images that are mounted as volumes: their ids by the
 // mount's place in the configuration.
-func (r *Registry) resolveVolumes(ctx context.Context, c *runtime.ContainerConfig) (map[int]string, error) {
+func resolveVolumes(ctx context.Context, images Images, c *runtime.ContainerConfig) (map[int]string, error) {
 	var ids map[int]string
 	for i, m := range ownedMounts(c) {
 		ref := m.GetImage().GetImage()
 		if ref == "" {
 			continue
 		}
-		img, err := r.Images.Get(ctx, ref)
+		img, err := images.Get(ctx, ref)
 		if err != nil {
 			return nil, volumeFailed(i, m, err)
 		}
@@ -62,9 +62,10 @@ func volumeFailed(i int, m *runtime.Mount, err error) error {
 	return fmt.Errorf("ImageVolumeMountFailed: mounts[%d] %q: image %q: %w", i, m.GetContainerPath(), m.GetImage().GetImage(), err)
 }
 
-// mountVolumes mounts what the daemon makes of a container's mounts and returns
+// mountVolumes mounts what the daemon makes of the container's mounts and returns
 // where, by the place in the configuration. Unmounting is the teardown's.
-func (r *Registry) mountVolumes(ctx context.Context, c *Container) (map[int]string, error) {
+func (c *Container) mountVolumes(ctx context.Context) (map[int]string, error) {
+	r := c.Pod.home
 	mounted := map[int]string{}
 	for i, m := range ownedMounts(c.Config()) {
 		target := r.volume(volumeKey(c.ID, i))
@@ -144,7 +145,8 @@ func HasRecursiveReadOnly() bool {
 }
 
 // unmountVolumes undoes mountVolumes, as far as it was done.
-func (r *Registry) unmountVolumes(ctx context.Context, c *Container) error {
+func (c *Container) unmountVolumes(ctx context.Context) error {
+	r := c.Pod.home
 	var errs []error
 	for i := range ownedMounts(c.Config()) {
 		key := volumeKey(c.ID, i)
@@ -155,7 +157,7 @@ func (r *Registry) unmountVolumes(ctx context.Context, c *Container) error {
 
 // unmountStray takes away what is mounted for a container without a record, by
 // the key of a snapshot or the name of a directory.
-func (r *Registry) unmountStray(ctx context.Context, key string) error {
+func unmountStray(ctx context.Context, r *Registry, key string) error {
 	id, _, volume := strings.Cut(key, "-")
 	if volume {
 		return r.Images.Unmount(ctx, key, r.volume(key))

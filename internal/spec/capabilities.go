@@ -35,7 +35,7 @@ var defaultCapabilities = []string{
 // files.
 func capabilities(security *runtime.LinuxContainerSecurityContext) (*specs.LinuxCapabilities, error) {
 	if security.GetPrivileged() {
-		return &specs.LinuxCapabilities{Bounding: allCapabilities, Effective: allCapabilities, Permitted: allCapabilities}, nil
+		return AllCapabilities(), nil
 	}
 	asked := security.GetCapabilities()
 	add, addAll, err := named("add_capabilities", asked.GetAddCapabilities())
@@ -69,6 +69,11 @@ func capabilities(security *runtime.LinuxContainerSecurityContext) (*specs.Linux
 		Bounding: set, Effective: set, Permitted: set,
 		Inheritable: ambient, Ambient: ambient,
 	}, nil
+}
+
+// AllCapabilities are those of a process that may do anything in its sandbox.
+func AllCapabilities() *specs.LinuxCapabilities {
+	return &specs.LinuxCapabilities{Bounding: allCapabilities, Effective: allCapabilities, Permitted: allCapabilities}
 }
 
 // named returns the full names of a list and whether ALL is among them.

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"maps"
 	"path"
+	"regexp"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -60,7 +61,7 @@ func Sandbox(cfg *runtime.PodSandboxConfig, o SandboxOptions) (*specs.Spec, erro
 	if err := checkSandboxProfiles(security); err != nil {
 		return nil, err
 	}
-	sysctls, err := sandboxSysctls(cfg.GetLinux().GetSysctls())
+	sysctls, err := sandboxSysctls(cfg.GetLinux())
 	if err != nil {
 		return nil, err
 	}
@@ -145,17 +146,33 @@ func checkNamespaces(o *runtime.NamespaceOption) error {
 	return nil
 }
 
-// sandboxSysctls passes on the sysctls that runsc reads. It ignores all others.
-func sandboxSysctls(sysctls map[string]string) (map[string]string, error) {
-	for name := range sysctls {
-		switch name {
-		case "fs.nr_open", "net.ipv6.conf.all.disable_ipv6":
-		default:
-			return nil, fmt.Errorf("sysctl %q: %w", name, errdefs.ErrNotImplemented)
+// sysctlName is the form of a sysctl's name: words with dots between.
+var sysctlName = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+$`)
+
+// sandboxSysctls returns the sysctls that runsc itself reads. The others are set
+// in the sandbox.
+func sandboxSysctls(cfg *runtime.LinuxPodSandboxConfig) (map[string]string, error) {
+	hostNetwork := cfg.GetSecurityContext().GetNamespaceOptions().GetNetwork() == runtime.NamespaceMode_NODE
+	var read map[string]string
+	for name, value := range cfg.GetSysctls() {
+		switch {
+		case !sysctlName.MatchString(name):
+			return nil, fmt.Errorf("sysctl %q: no such name: %w", name, errdefs.ErrInvalidArgument)
+		case hostNetwork && strings.HasPrefix(name, "net."):
+			return nil, fmt.Errorf("sysctl %q: the network is the host's: %w", name, errdefs.ErrInvalidArgument)
+		case ReadByRunsc(name):
+			if value != "0" && value != "1" {
+				return nil, fmt.Errorf("sysctl %q: %q: %w", name, value, errdefs.ErrInvalidArgument)
+			}
+			read = map[string]string{name: value}
 		}
 	}
-	return sysctls, nil
+	return read, nil
 }
+
+// ReadByRunsc tells whether runsc reads a sysctl from the spec. The sandbox has
+// no file for it.
+func ReadByRunsc(sysctl string) bool { return sysctl == "net.ipv6.conf.all.disable_ipv6" }
 
 // namespaces are those of a container in the network namespace at netns, or in
 // the host's. The IPC and UTS namespaces are the sandbox's in any case.

@@ -69,6 +69,9 @@ func sandboxOptions() SandboxOptions {
 func TestSandbox(t *testing.T) {
 	for name, change := range map[string]func(*runtime.PodSandboxConfig, *SandboxOptions){
 		"kubelet": func(*runtime.PodSandboxConfig, *SandboxOptions) {},
+		"sysctls": func(cfg *runtime.PodSandboxConfig, o *SandboxOptions) {
+			cfg.Linux.Sysctls = map[string]string{"net.ipv6.conf.all.disable_ipv6": "1", "net.ipv4.tcp_sack": "0"}
+		},
 		"no-parent": func(cfg *runtime.PodSandboxConfig, o *SandboxOptions) {
 			cfg.Linux.CgroupParent = ""
 		},
@@ -120,7 +123,13 @@ func TestSandboxRefuses(t *testing.T) {
 		{security(&runtime.LinuxSandboxSecurityContext{Seccomp: localhost}), errdefs.ErrInvalidArgument, `seccomp profile Localhost "p.json"`},
 		{security(&runtime.LinuxSandboxSecurityContext{Apparmor: localhost}), errdefs.ErrInvalidArgument, `apparmor profile "p.json"`},
 		{security(&runtime.LinuxSandboxSecurityContext{SeccompProfilePath: "runtime/default"}), errdefs.ErrInvalidArgument, "seccomp_profile_path"},
-		{&runtime.LinuxPodSandboxConfig{Sysctls: map[string]string{"kernel.shm_rmid_forced": "1"}}, errdefs.ErrNotImplemented, "kernel.shm_rmid_forced"},
+		{&runtime.LinuxPodSandboxConfig{Sysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "no"}}, errdefs.ErrInvalidArgument, "net.ipv6.conf.all.disable_ipv6"},
+		{&runtime.LinuxPodSandboxConfig{Sysctls: map[string]string{"net....kcore": "1"}}, errdefs.ErrInvalidArgument, `sysctl "net....kcore"`},
+		{&runtime.LinuxPodSandboxConfig{Sysctls: map[string]string{"net/../../kcore": "1"}}, errdefs.ErrInvalidArgument, "net/../../kcore"},
+		{&runtime.LinuxPodSandboxConfig{
+			Sysctls:         map[string]string{"net.ipv4.tcp_sack": "1"},
+			SecurityContext: &runtime.LinuxSandboxSecurityContext{NamespaceOptions: &runtime.NamespaceOption{Network: runtime.NamespaceMode_NODE}},
+		}, errdefs.ErrInvalidArgument, "the network is the host's"},
 		{&runtime.LinuxPodSandboxConfig{Resources: &runtime.LinuxContainerResources{CpuShares: -2}}, errdefs.ErrInvalidArgument, "resources: cpu_shares -2"},
 		{&runtime.LinuxPodSandboxConfig{Overhead: &runtime.LinuxContainerResources{MemoryLimitInBytes: -1}}, errdefs.ErrInvalidArgument, "overhead: memory_limit_in_bytes -1"},
 	} {

@@ -1,0 +1,76 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/runscd/runscd/internal/pause"
+	"github.com/runscd/runscd/internal/proc"
+	"github.com/runscd/runscd/internal/runsc"
+	"github.com/runscd/runscd/internal/spec"
+)
+
+// setSysctls sets the pod's sysctls in its sandbox, which has no container yet.
+// The error is ErrInvalidArgument and names one that the sandbox does not have, or
+// not with that value.
+func (p *Pod) setSysctls(ctx context.Context) error {
+	wanted := p.Config().GetLinux().GetSysctls()
+	for _, name := range slices.Sorted(maps.Keys(wanted)) {
+		if spec.ReadByRunsc(name) {
+			continue
+		}
+		if err := p.setSysctl(ctx, name, wanted[name]); err != nil {
+			return fmt.Errorf("sysctl %q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (p *Pod) setSysctl(ctx context.Context, name, value string) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return errors.Join(err, w.Close())
+	}
+	file := path.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
+	exec, err := p.init.Exec(ctx, proc.ExecConfig{
+		Process: &specs.Process{
+			Args: []string{pause.Command, file, value}, Cwd: "/",
+			Capabilities: spec.AllCapabilities(), NoNewPrivileges: true,
+		},
+		Stdio: runsc.Stdio{In: null, Out: w, Err: null},
+	})
+	if err := errors.Join(err, w.Close(), null.Close()); err != nil {
+		return err
+	}
+	status, err := exec.Wait(ctx)
+	if err != nil {
+		return err
+	}
+	if status != 0 {
+		return fmt.Errorf("not to be set to %q in a sandbox: %w: %w", value, syscall.Errno(status), errdefs.ErrInvalidArgument)
+	}
+	has, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	if !slices.Equal(strings.Fields(string(has)), strings.Fields(value)) {
+		return fmt.Errorf("set to %q, is %q in a sandbox: %w", value, strings.TrimSpace(string(has)), errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
