@@ -146,6 +146,7 @@ func handlersOf(c *config.Config) (map[string]*pod.Handler, error) {
 			flags = append(flags, "--net-raw")
 		}
 		handlers[name] = &pod.Handler{
+			Annotations: h.Annotations,
 			Runtime: runsc.New(runsc.Options{
 				Path: path, Root: pod.RunscRoot(c.State, name), Flags: append(flags, h.Args()...),
 			}),

@@ -60,10 +60,11 @@ type Runtime struct {
 
 // Handler is one way of running a sandbox.
 type Handler struct {
-	Path     string            `toml:"path" comment:"This handler's runsc binary. Empty: that of [runtime]."`
-	Platform string            `toml:"platform" comment:"systrap or kvm."`
-	NetRaw   bool              `toml:"net_raw" comment:"Let containers that have CAP_NET_RAW use raw sockets, as ping does."`
-	Flags    map[string]string `toml:"flags,inline" comment:"More of runsc's flags, without dashes: {debug = 'true'}."`
+	Path        string            `toml:"path" comment:"This handler's runsc binary. Empty: that of [runtime]."`
+	Platform    string            `toml:"platform" comment:"systrap or kvm."`
+	NetRaw      bool              `toml:"net_raw" comment:"Let containers that have CAP_NET_RAW use raw sockets, as ping does."`
+	Annotations []string          `toml:"annotations" comment:"Annotations of pods and containers that runsc is given, by name; a * at the end stands for any rest.\nAmong those that runsc knows are some that open files and sockets of the host to the pod."`
+	Flags       map[string]string `toml:"flags,inline" comment:"More of runsc's flags, without dashes: {debug = 'true'}."`
 }
 
 // Network says how pods get their network.
@@ -114,7 +115,7 @@ func Default() *Config {
 		Cgroup: Cgroup{Driver: "auto"},
 		Runtime: Runtime{
 			Default:  "runsc",
-			Handlers: map[string]Handler{"runsc": {Platform: "systrap", Flags: map[string]string{}}},
+			Handlers: map[string]Handler{"runsc": {Platform: "systrap", Annotations: []string{}, Flags: map[string]string{}}},
 		},
 		Network: Network{
 			Mode:    "cni",

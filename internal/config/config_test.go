@@ -147,10 +147,11 @@ flags = {debug = "false", strace = "true"}
 	if !slices.Equal(c.Network.BinDirs, []string{"/d"}) {
 		t.Errorf("bin_dirs = %q", c.Network.BinDirs)
 	}
+	none := []string{}
 	want := map[string]Handler{
-		"runsc": {Platform: "systrap", Flags: map[string]string{}},
-		"debug": {Platform: "kvm", Flags: map[string]string{"debug": "true", "strace": "true"}},
-		"gpu":   {Platform: "systrap", Flags: map[string]string{"nvproxy": "true"}},
+		"runsc": {Platform: "systrap", Annotations: none, Flags: map[string]string{}},
+		"debug": {Platform: "kvm", Annotations: none, Flags: map[string]string{"debug": "true", "strace": "true"}},
+		"gpu":   {Platform: "systrap", Annotations: none, Flags: map[string]string{"nvproxy": "true"}},
 	}
 	if !reflect.DeepEqual(c.Runtime.Handlers, want) {
 		t.Errorf("handlers = %+v", c.Runtime.Handlers)
@@ -221,6 +222,8 @@ func TestValidate(t *testing.T) {
 		"runtime.handlers.x.platform = 'ptrace'":                 `runtime.handlers.x.platform = "ptrace": not one of systrap, kvm`,
 		"runtime.handlers.x.flags = {root = '/x'}":               `runtime.handlers.x.flags.root = "/x": a flag that runscd sets itself`,
 		"runtime.handlers.x.flags = {net-raw = 'true'}":          `runtime.handlers.x.flags.net-raw = "true": a flag that runscd sets itself, by net_raw`,
+		"runtime.handlers.x.annotations = ['*']":                 `runtime.handlers.x.annotations = "*": neither a name`,
+		"runtime.handlers.x.annotations = ['a*b']":               `runtime.handlers.x.annotations = "a*b": neither a name`,
 		"runtime.handlers.x.flags = {overlay2 = 'none'}":         `runtime.handlers.x.flags.overlay2 = "none": a flag`,
 		"runtime.handlers.x.flags = {--debug = 'true'}":          `runtime.handlers.x.flags.--debug = "true": not the name of a flag`,
 		"network.mode = 'host'":                                  `network.mode = "host": not one of cni, none`,

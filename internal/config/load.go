@@ -57,6 +57,9 @@ func (c *Config) complete() {
 		if h.Platform == "" {
 			h.Platform = "systrap"
 		}
+		if h.Annotations == nil {
+			h.Annotations = []string{}
+		}
 		if h.Flags == nil {
 			h.Flags = map[string]string{}
 		}

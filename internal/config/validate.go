@@ -100,6 +100,11 @@ func (p *problems) runtime(r Runtime) {
 			p.absolute(key+".path", h.Path)
 		}
 		p.oneOf(key+".platform", h.Platform, "systrap", "kvm")
+		for _, a := range h.Annotations {
+			if prefix := strings.TrimSuffix(a, "*"); prefix == "" || strings.Contains(prefix, "*") {
+				p.add(key+".annotations", a, "neither a name nor the beginning of one with a * behind it")
+			}
+		}
 		for _, flag := range slices.Sorted(maps.Keys(h.Flags)) {
 			p.flag(key+".flags."+flag, flag, h.Flags[flag])
 		}

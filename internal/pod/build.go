@@ -142,11 +142,12 @@ func (r *Registry) preparePod(p *Pod) error {
 	if err := writePodFiles(dir, c); err != nil {
 		return err
 	}
-	return r.writeSandbox(p.ID, netNS, c)
+	return r.writeSandbox(p.ID, netNS, c, p.allowedAnnotations())
 }
 
-// writeSandbox writes the bundle of a sandbox.
-func (r *Registry) writeSandbox(id, netNS string, c *runtime.PodSandboxConfig) error {
+// writeSandbox writes the bundle of a sandbox. Of the pod's annotations runsc
+// is given those that are allowed.
+func (r *Registry) writeSandbox(id, netNS string, c *runtime.PodSandboxConfig, allowed []string) error {
 	cgroup, err := spec.CgroupsPath(r.SystemdCgroup, c.GetLinux().GetCgroupParent(), id)
 	if err != nil {
 		return err
@@ -154,7 +155,7 @@ func (r *Registry) writeSandbox(id, netNS string, c *runtime.PodSandboxConfig) e
 	dir := r.podDir(id)
 	s, err := spec.Sandbox(c, spec.SandboxOptions{
 		ID: id, NetNS: netNS, CgroupsPath: cgroup, Rootfs: dir, Shm: filepath.Join(dir, "shm"),
-		Args: []string{pause.Command},
+		Args: []string{pause.Command}, Allowed: allowed,
 		Annotations: map[string]string{
 			"dev.gvisor.spec.rootfs.source": pauseImage(r.State), "dev.gvisor.spec.rootfs.type": "erofs",
 		},

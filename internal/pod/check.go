@@ -51,7 +51,7 @@ func (r *Registry) checkHandler(ctx context.Context, h *Handler) (version string
 		defer cancel()
 		err = errors.Join(err, h.Runtime.Delete(ctx, id), h.Runtime.Forget(id), os.RemoveAll(dir))
 	}()
-	if err := r.writeSandbox(id, "", &runtime.PodSandboxConfig{Hostname: "check"}); err != nil {
+	if err := r.writeSandbox(id, "", &runtime.PodSandboxConfig{Hostname: "check"}, nil); err != nil {
 		return version, err
 	}
 	config := runsc.CreateConfig{Bundle: dir}

@@ -143,7 +143,7 @@ func (r *Registry) prepareContainer(ctx context.Context, c *Container, img *imag
 		ID: c.ID, SandboxID: c.Pod.ID, Pod: c.Pod.Config(), Image: img.Spec.Config, Rootfs: rootfs, NetNS: netNS,
 		Shm: filepath.Join(dir, "shm"), Hostname: filepath.Join(dir, "hostname"),
 		Hosts: filepath.Join(dir, "hosts"), ResolvConf: filepath.Join(dir, "resolv.conf"), MinOOMScoreAdj: r.MinOOMScoreAdj,
-		Volumes: volumes,
+		Volumes: volumes, Allowed: c.Pod.allowedAnnotations(),
 	})
 	if err != nil {
 		return nil, err

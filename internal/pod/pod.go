@@ -49,6 +49,15 @@ func hostNetwork(c *runtime.PodSandboxConfig) bool {
 	return c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == runtime.NamespaceMode_NODE
 }
 
+// allowedAnnotations are the names of the annotations that the pod's runsc is
+// given. A handler that is not configured any more has none.
+func (p *Pod) allowedAnnotations() []string {
+	if h := p.home.Handlers[p.Facts().Handler]; h != nil {
+		return h.Annotations
+	}
+	return nil
+}
+
 // network is the pod as the network knows it.
 func (p *Pod) network() network.Pod {
 	c := p.Config()

@@ -41,6 +41,8 @@ type Network interface {
 type Handler struct {
 	Runtime *runsc.Runtime
 	Version string // of the binary; set by Check
+	// Annotations are the names of those that runsc is given; see spec.SandboxOptions.
+	Annotations []string
 
 	unusable error // set by Check
 }

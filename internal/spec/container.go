@@ -2,6 +2,7 @@ package spec
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -29,6 +30,10 @@ type ContainerOptions struct {
 	// Volumes says where on the host the daemon has mounted mounts of the
 	// configuration, by their place in it.
 	Volumes map[int]string
+
+	// Allowed are the names of the annotations, of the container and of its pod,
+	// that runsc is given; see SandboxOptions.
+	Allowed []string
 
 	MinOOMScoreAdj int // see MinOOMScoreAdj
 }
@@ -60,7 +65,9 @@ func Container(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Spec, e
 	if err != nil {
 		return nil, err
 	}
-	annotations := podAnnotations(o.Pod, "container", o.SandboxID)
+	annotations := allowed(o.Allowed, o.Pod.GetAnnotations())
+	maps.Copy(annotations, allowed(o.Allowed, cfg.GetAnnotations()))
+	maps.Copy(annotations, podAnnotations(o.Pod, "container", o.SandboxID))
 	annotations[containerName] = cfg.GetMetadata().GetName()
 
 	return &specs.Spec{

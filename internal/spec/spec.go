@@ -12,6 +12,7 @@ import (
 	"maps"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -42,6 +43,9 @@ type SandboxOptions struct {
 	CgroupsPath string            // see CgroupsPath
 	Shm         string            // host directory that stands for the pod's /dev/shm
 	Annotations map[string]string // of runsc, as for an EROFS rootfs
+	// Allowed are the names of the pod's annotations that runsc is given. A * at
+	// the end of one stands for any rest.
+	Allowed []string
 }
 
 // Sandbox returns the spec of a pod's root container, a pause program that holds
@@ -70,7 +74,8 @@ func Sandbox(cfg *runtime.PodSandboxConfig, o SandboxOptions) (*specs.Spec, erro
 		return nil, err
 	}
 
-	annotations := podAnnotations(cfg, "sandbox", o.ID)
+	annotations := allowed(o.Allowed, cfg.GetAnnotations())
+	maps.Copy(annotations, podAnnotations(cfg, "sandbox", o.ID))
 	if o.Shm != "" {
 		maps.Copy(annotations, map[string]string{
 			"dev.gvisor.spec.mount.shm.source":  o.Shm,
@@ -117,6 +122,20 @@ func CgroupsPath(systemd bool, parent, id string) (string, error) {
 		return "", fmt.Errorf("cgroup_parent %q is no slice: %w", parent, errdefs.ErrInvalidArgument)
 	}
 	return slice + ":runscd:" + id, nil
+}
+
+// allowed returns the annotations whose names are in a list, see SandboxOptions.
+func allowed(list []string, annotations map[string]string) map[string]string {
+	chosen := map[string]string{}
+	for name, value := range annotations {
+		if slices.ContainsFunc(list, func(a string) bool {
+			prefix, any := strings.CutSuffix(a, "*")
+			return name == a || any && strings.HasPrefix(name, prefix)
+		}) {
+			chosen[name] = value
+		}
+	}
+	return chosen
 }
 
 func podAnnotations(pod *runtime.PodSandboxConfig, kind, sandbox string) map[string]string {

@@ -69,6 +69,13 @@ func sandboxOptions() SandboxOptions {
 func TestSandbox(t *testing.T) {
 	for name, change := range map[string]func(*runtime.PodSandboxConfig, *SandboxOptions){
 		"kubelet": func(*runtime.PodSandboxConfig, *SandboxOptions) {},
+		"annotations": func(cfg *runtime.PodSandboxConfig, o *SandboxOptions) {
+			cfg.Annotations = map[string]string{
+				"dev.gvisor.flag.debug": "true", "dev.gvisor.flag.debug-log": "/x", "example.com/a": "a", "example.com/b": "b",
+				sandboxID: "other", "dev.gvisor.spec.mount.shm.source": "/etc",
+			}
+			o.Allowed = []string{"dev.gvisor.flag.debug", "example.com/*", "io.kubernetes.cri.*", "dev.gvisor.spec.mount.shm.source"}
+		},
 		"sysctls": func(cfg *runtime.PodSandboxConfig, o *SandboxOptions) {
 			cfg.Linux.Sysctls = map[string]string{"net.ipv6.conf.all.disable_ipv6": "1", "net.ipv4.tcp_sack": "0"}
 		},
@@ -236,6 +243,11 @@ func container(t *testing.T, dir string) (*runtime.ContainerConfig, ContainerOpt
 func TestContainer(t *testing.T) {
 	for name, change := range map[string]func(*runtime.ContainerConfig, *ContainerOptions){
 		"kubelet": func(*runtime.ContainerConfig, *ContainerOptions) {},
+		"annotations": func(cfg *runtime.ContainerConfig, o *ContainerOptions) {
+			o.Pod.Annotations = map[string]string{"example.com/pod": "p", "example.com/both": "p", "other": "o"}
+			cfg.Annotations = map[string]string{"example.com/both": "c", "dev.gvisor.flag.debug": "true", containerType: "sandbox"}
+			o.Allowed = []string{"example.com/*", containerType}
+		},
 		"privileged-tty": func(cfg *runtime.ContainerConfig, o *ContainerOptions) {
 			cfg.Tty = true
 			cfg.Linux.SecurityContext.Privileged = true
