@@ -228,7 +228,12 @@ func (r *Registry) buildContainer(ctx context.Context, p *Pod, config *runtime.C
 	if rec.Signal, err = stopSignal(config.StopSignal, img.Spec.Config.StopSignal); err != nil {
 		return "", err
 	}
-	c := r.newContainer(newID(), p, rec)
+	id = newID()
+	owner, err := pidOwner(r, p, config.GetLinux().GetSecurityContext().GetNamespaceOptions(), id)
+	if err != nil {
+		return "", err
+	}
+	c := r.newContainer(id, p, rec)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.discard(ctx))
@@ -237,7 +242,7 @@ func (r *Registry) buildContainer(ctx context.Context, p *Pod, config *runtime.C
 	if err := c.update(func(*containerRecord) {}); err != nil {
 		return "", err
 	}
-	user, err := r.prepareContainer(ctx, c, img)
+	user, err := r.prepareContainer(ctx, c, img, owner)
 	if err != nil {
 		return "", err
 	}
@@ -252,6 +257,33 @@ func (r *Registry) buildContainer(ctx context.Context, p *Pod, config *runtime.C
 	}
 	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_CREATED_EVENT, Pod: p, Container: c})
 	return c.ID, nil
+}
+
+// pidOwner returns the container whose PID namespace is asked for, "" for the
+// sandbox's. A target must run: runsc would make a namespace of its own for one
+// that it does not know.
+func pidOwner(r *Registry, p *Pod, o *runtime.NamespaceOption, id string) (string, error) {
+	switch o.GetPid() {
+	case runtime.NamespaceMode_POD:
+		return "", nil
+	case runtime.NamespaceMode_TARGET:
+	default:
+		return id, nil
+	}
+	if o.TargetId == "" {
+		return "", fmt.Errorf("pid namespace mode TARGET without target_id: %w", errdefs.ErrInvalidArgument)
+	}
+	target, err := r.Container(o.TargetId)
+	if err != nil {
+		return "", fmt.Errorf("target_id: %w", err)
+	}
+	if target.Pod != p {
+		return "", fmt.Errorf("target_id %q: a container of another pod: %w", o.TargetId, errdefs.ErrInvalidArgument)
+	}
+	if s := target.State(); s != proc.Running {
+		return "", fmt.Errorf("target_id %q: %s, not running: %w", o.TargetId, s, errdefs.ErrFailedPrecondition)
+	}
+	return pidOwner(r, p, target.Config().GetLinux().GetSecurityContext().GetNamespaceOptions(), target.ID)
 }
 
 // newContainer returns a container that nothing has been done for.

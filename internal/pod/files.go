@@ -122,7 +122,7 @@ func imageRef(i *image.Image) string {
 
 // prepareContainer mounts the container's root file system and writes its
 // bundle.
-func (r *Registry) prepareContainer(ctx context.Context, c *Container, img *image.Image) (*User, error) {
+func (r *Registry) prepareContainer(ctx context.Context, c *Container, img *image.Image, pidOwner string) (*User, error) {
 	rootfs := r.rootfs(c.ID)
 	if err := os.MkdirAll(rootfs, 0o711); err != nil {
 		return nil, err
@@ -141,7 +141,8 @@ func (r *Registry) prepareContainer(ctx context.Context, c *Container, img *imag
 	dir := r.podDir(c.Pod.ID)
 	s, err := spec.Container(c.Config(), spec.ContainerOptions{
 		ID: c.ID, SandboxID: c.Pod.ID, Pod: c.Pod.Config(), Image: img.Spec.Config, Rootfs: rootfs, NetNS: netNS,
-		Shm: filepath.Join(dir, "shm"), Hostname: filepath.Join(dir, "hostname"),
+		PIDOwner: pidOwner,
+		Shm:      filepath.Join(dir, "shm"), Hostname: filepath.Join(dir, "hostname"),
 		Hosts: filepath.Join(dir, "hosts"), ResolvConf: filepath.Join(dir, "resolv.conf"), MinOOMScoreAdj: r.MinOOMScoreAdj,
 		Volumes: volumes, Allowed: c.Pod.allowedAnnotations(),
 	})

@@ -23,6 +23,7 @@ type ContainerOptions struct {
 	Rootfs        string // mounted
 	NetNS         string // as the sandbox's
 	Shm           string // as the sandbox's
+	PIDOwner      string // ID of the container in whose PID namespace it is, which may be itself; empty for the sandbox's
 
 	// Host files for the paths in /etc; empty for the image's own.
 	Hostname, Hosts, ResolvConf string
@@ -48,10 +49,6 @@ func Container(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Spec, e
 		return nil, err
 	}
 	process, err := containerProcess(cfg, o)
-	if err != nil {
-		return nil, err
-	}
-	pid, err := pidNamespace(security.GetNamespaceOptions(), o.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +78,7 @@ func Container(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Spec, e
 			// enforces limits of the sandbox only.
 			Resources:  &specs.LinuxResources{},
 			Seccomp:    filter,
-			Namespaces: namespaces(o.NetNS, append(pid, specs.LinuxNamespace{Type: specs.CgroupNamespace})...),
+			Namespaces: namespaces(o.NetNS, append(pidNamespace(o.PIDOwner), specs.LinuxNamespace{Type: specs.CgroupNamespace})...),
 		},
 	}, nil
 }
@@ -117,16 +114,11 @@ func checkContainer(cfg *runtime.ContainerConfig, pod *runtime.PodSandboxConfig)
 // no process of the sandbox is a name to runsc: the first container with it gets
 // a new namespace, later ones join. So a container's own is named by its ID, and
 // no entry means the namespace of the sandbox.
-func pidNamespace(o *runtime.NamespaceOption, id string) ([]specs.LinuxNamespace, error) {
-	switch o.GetPid() {
-	case runtime.NamespaceMode_POD:
-		return nil, nil
-	case runtime.NamespaceMode_TARGET:
-		if id = o.GetTargetId(); id == "" {
-			return nil, fmt.Errorf("pid namespace mode TARGET without target_id: %w", errdefs.ErrInvalidArgument)
-		}
+func pidNamespace(owner string) []specs.LinuxNamespace {
+	if owner == "" {
+		return nil
 	}
-	return []specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: "/runscd/" + id}}, nil
+	return []specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: "/runscd/" + owner}}
 }
 
 func containerProcess(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Process, error) {

@@ -233,6 +233,7 @@ func container(t *testing.T, dir string) (*runtime.ContainerConfig, ContainerOpt
 		Rootfs:         filepath.Join(dir, "rootfs"),
 		NetNS:          "/test/netns/s1",
 		Shm:            "/test/pods/s1/shm",
+		PIDOwner:       "c1",
 		Hostname:       "/test/pods/s1/hostname",
 		Hosts:          "/test/pods/s1/hosts",
 		ResolvConf:     "/test/pods/s1/resolv.conf",
@@ -268,7 +269,7 @@ func TestContainer(t *testing.T) {
 		},
 		"mounts": func(cfg *runtime.ContainerConfig, o *ContainerOptions) {
 			volume := cfg.Mounts[0].HostPath
-			o.Shm, o.Hostname, o.ResolvConf, o.NetNS = "", "", "", ""
+			o.Shm, o.Hostname, o.ResolvConf, o.NetNS, o.PIDOwner = "", "", "", "", ""
 			cfg.Linux.SecurityContext.NamespaceOptions = &runtime.NamespaceOption{Network: runtime.NamespaceMode_NODE}
 			cfg.Mounts = []*runtime.Mount{
 				{ContainerPath: "/a/b/c", HostPath: volume + "/link", Propagation: runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER},
@@ -316,9 +317,6 @@ func TestContainerRefuses(t *testing.T) {
 		{errdefs.ErrInvalidArgument, "privileged", func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) { s.Privileged = true }},
 		{errdefs.ErrInvalidArgument, "host pid namespace", func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
 			s.NamespaceOptions.Pid = runtime.NamespaceMode_NODE
-		}},
-		{errdefs.ErrInvalidArgument, "target_id", func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
-			s.NamespaceOptions.Pid = runtime.NamespaceMode_TARGET
 		}},
 		{errdefs.ErrInvalidArgument, `seccomp profile Localhost "p.json"`, func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
 			s.Seccomp = localhost
