@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	runc "github.com/containerd/go-runc"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
@@ -68,6 +69,9 @@ func serve(ctx context.Context, c *config.Config) error {
 	defer reaper.Close()
 	runc.Monitor = reaper
 
+	if err := clearTempMounts(filepath.Join(c.State, "mounts")); err != nil {
+		return err
+	}
 	images, err := image.Open(ctx, image.Options{
 		Root:            filepath.Join(c.Root, "images"),
 		CertsDir:        c.Image.CertsDir,
@@ -104,6 +108,16 @@ func serve(ctx context.Context, c *config.Config) error {
 		return err
 	}))
 	return listen(ctx, server, c)
+}
+
+// clearTempMounts makes the directory where layers are mounted for a moment with
+// the ids of a user namespace, and unmounts those that a killed daemon left.
+func clearTempMounts(dir string) error {
+	if err := mount.SetTempMountLocation(dir); err != nil {
+		return err
+	}
+	warnings, err := mount.CleanupTempMounts(unix.MNT_DETACH)
+	return errors.Join(append(warnings, err)...)
 }
 
 // openPods recovers the pods and containers.

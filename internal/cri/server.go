@@ -57,11 +57,11 @@ func (s *RuntimeServer) Status(ctx context.Context, req *runtime.StatusRequest) 
 			condition(runtime.RuntimeReady, "RunscNotUsable", s.pods.Ready()),
 			condition(runtime.NetworkReady, "NetworkPluginNotReady", s.pods.Network.Status(ctx)),
 		}},
-		RuntimeHandlers: []*runtime.RuntimeHandler{{Name: "", Features: features()}},
+		RuntimeHandlers: []*runtime.RuntimeHandler{{Name: "", Features: features(s.pods.Handlers[s.pods.Default])}},
 		Features:        &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 	}
-	for name := range s.pods.Handlers {
-		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtime.RuntimeHandler{Name: name, Features: features()})
+	for name, h := range s.pods.Handlers {
+		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtime.RuntimeHandler{Name: name, Features: features(h)})
 	}
 	if req.Verbose {
 		resp.Info = s.options.Info
@@ -77,9 +77,11 @@ func condition(kind, reason string, err error) *runtime.RuntimeCondition {
 	return &runtime.RuntimeCondition{Type: kind, Reason: reason, Message: err.Error()}
 }
 
-// features are what every handler has beyond the ordinary.
-func features() *runtime.RuntimeHandlerFeatures {
-	return &runtime.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: pod.HasRecursiveReadOnly()}
+// features are what a handler has beyond the ordinary.
+func features(h *pod.Handler) *runtime.RuntimeHandlerFeatures {
+	return &runtime.RuntimeHandlerFeatures{
+		RecursiveReadOnlyMounts: pod.HasRecursiveReadOnly(), UserNamespaces: h.UserNamespaces(),
+	}
 }
 
 // RuntimeConfig tells the kubelet which cgroup driver to use.

@@ -51,8 +51,9 @@ func (busybox) Get(context.Context, string) (*image.Image, error) {
 		Spec: ocispec.Image{Config: ocispec.ImageConfig{Cmd: []string{"sleep"}}},
 	}, nil
 }
-func (busybox) Mount(context.Context, string, string, string) error { return nil }
-func (busybox) MountVolume(context.Context, string, string, string) error {
+func (busybox) Mount(context.Context, string, string, string, *image.IDMap) error { return nil }
+func (busybox) CheckIDMap() error                                                 { return nil }
+func (busybox) MountVolume(context.Context, string, string, string, *image.IDMap) error {
 	return nil
 }
 func (busybox) Unmount(context.Context, string, string) error       { return nil }

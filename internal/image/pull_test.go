@@ -187,7 +187,7 @@ func TestConcurrentPullsShareBlobs(t *testing.T) {
 	}
 	for _, ref := range refs {
 		target := t.TempDir()
-		check(t, s.Mount(t.Context(), "c", must(s.Get(t.Context(), ref))(t).ID, target))
+		check(t, s.Mount(t.Context(), "c", must(s.Get(t.Context(), ref))(t).ID, target, nil))
 		if got := entries(t, target); len(got) < 3 {
 			t.Errorf("%s: files %v", ref, got)
 		}

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -14,37 +17,85 @@ import (
 // labelRoot keeps a snapshot, and the layers beneath it, from being collected.
 const labelRoot = "containerd.io/gc.root"
 
+// IDMap shifts the owners of an image's files to those of a user namespace. Both
+// are of the form container:host:length.
+type IDMap struct{ UIDs, GIDs string }
+
+// CheckIDMap returns why the owners of files cannot be shifted here, nil if they
+// can.
+func (s *Store) CheckIDMap() (err error) {
+	ids, err := mount.GetUsernsFD("0:65536:65536", "0:65536:65536")
+	if err != nil {
+		return fmt.Errorf("user namespace: %w", err)
+	}
+	defer ids.Close()
+	target, err := os.MkdirTemp(s.options.Root, "idmap-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(target)) }()
+	if err := mount.IDMapMount(filepath.Join(s.options.Root, "snapshots"), target, int(ids.Fd())); err != nil {
+		return fmt.Errorf("mount of the layers with shifted ids: %w", err)
+	}
+	return mount.UnmountAll(target, unix.MNT_DETACH)
+}
+
 // Mount makes a writable root file system from an image and mounts it at
-// target, an existing directory. Unmount with the same key undoes it. The error
-// is of kind ErrNotFound if the image is not there and ErrAlreadyExists if the
-// key is in use; then nothing was done.
-func (s *Store) Mount(ctx context.Context, key, imageID, target string) error {
-	return s.mount(inNamespace(ctx), s.snapshots.Prepare, key, imageID, target)
+// target, an existing directory. ids is nil for files that keep their owners.
+// Unmount with the same key undoes it. The error is of kind ErrNotFound if the
+// image is not there and ErrAlreadyExists if the key is in use; then nothing was
+// done.
+func (s *Store) Mount(ctx context.Context, key, imageID, target string, ids *IDMap) error {
+	return s.mount(inNamespace(ctx), snapshot{s.snapshots.Prepare, key, ids}, imageID, target)
 }
 
 // MountVolume is like Mount for an image that is read as a volume: what it
 // mounts cannot be written.
-func (s *Store) MountVolume(ctx context.Context, key, imageID, target string) error {
-	return s.mount(inNamespace(ctx), s.snapshots.View, key, imageID, target)
+func (s *Store) MountVolume(ctx context.Context, key, imageID, target string, ids *IDMap) error {
+	return s.mount(inNamespace(ctx), snapshot{s.snapshots.View, key, ids}, imageID, target)
 }
 
-// prepareFunc makes a snapshot of a parent: to write on (Prepare) or only to
+// snapshot is a snapshot that is to be made: to write on (Prepare) or only to
 // read (View).
-type prepareFunc func(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error)
+type snapshot struct {
+	prepare func(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error)
+	key     string
+	ids     *IDMap
+}
 
-func (s *Store) mount(ctx context.Context, prepare prepareFunc, key, imageID, target string) error {
+func (s *Store) mount(ctx context.Context, sn snapshot, imageID, target string) error {
 	img, err := s.Get(ctx, imageID)
 	if err != nil {
 		return err
 	}
-	mounts, err := prepare(ctx, key, chainID(&img.Spec), snapshots.WithLabels(map[string]string{labelRoot: "true"}))
-	if err != nil {
-		return fmt.Errorf("root file system %s of image %s: %w", key, imageID, err)
+	labels := map[string]string{labelRoot: "true"}
+	if sn.ids != nil {
+		labels[snapshots.LabelSnapshotUIDMapping] = sn.ids.UIDs
+		labels[snapshots.LabelSnapshotGIDMapping] = sn.ids.GIDs
 	}
-	if err := mount.All(mounts, target); err != nil {
-		return fmt.Errorf("root file system %s: mount at %s: %w", key, target, errors.Join(err, s.Unmount(ctx, key, target)))
+	mounts, err := sn.prepare(ctx, sn.key, chainID(&img.Spec), snapshots.WithLabels(labels))
+	if err != nil {
+		return fmt.Errorf("root file system %s of image %s: %w", sn.key, imageID, err)
+	}
+	err = mount.All(mounts, target)
+	if bound := mounts[0]; err == nil && sn.ids != nil && bound.Type == "bind" && slices.Contains(bound.Options, "ro") {
+		err = shift(target, sn.ids)
+	}
+	if err != nil {
+		return fmt.Errorf("root file system %s: mount at %s: %w", sn.key, target, errors.Join(err, s.Unmount(ctx, sn.key, target)))
 	}
 	return nil
+}
+
+// shift does to a read-only bind mount what the library does to all others but
+// to those.
+func shift(target string, ids *IDMap) error {
+	fd, err := mount.GetUsernsFD(ids.UIDs, ids.GIDs)
+	if err != nil {
+		return err
+	}
+	defer fd.Close()
+	return mount.IDMapMountWithAttrs(target, target, int(fd.Fd()), unix.MOUNT_ATTR_RDONLY, 0)
 }
 
 // Unmount undoes Mount and MountVolume, as far as they were done: what is not

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/runscd/runscd/test/registry/loopback"
 )
@@ -24,11 +25,11 @@ func TestRootfs(t *testing.T) {
 	img := must(s.Pull(t.Context(), must(r.Put("app:1", src))(t), Auth{}))(t)
 
 	key, target := strings.Repeat("ab", 32), t.TempDir()
-	check(t, s.Mount(t.Context(), key, img.ID, target))
+	check(t, s.Mount(t.Context(), key, img.ID, target, nil))
 	if got := entries(t, target, "d"); !slices.Equal(got, []string{"kept"}) {
 		t.Errorf("whiteout ignored: %v", got)
 	}
-	if err := s.Mount(t.Context(), key, img.ID, target); !errdefs.IsAlreadyExists(err) {
+	if err := s.Mount(t.Context(), key, img.ID, target, nil); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("second mount: %v", err)
 	}
 	before := must(s.WritableUsage(t.Context(), key))(t)
@@ -50,10 +51,10 @@ func TestRootfs(t *testing.T) {
 	if _, err := s.WritableUsage(t.Context(), key); !errdefs.IsNotFound(err) {
 		t.Errorf("usage of what is not there: %v", err)
 	}
-	if err := s.Mount(t.Context(), key, "sha256:"+hex, target); !errdefs.IsNotFound(err) {
+	if err := s.Mount(t.Context(), key, "sha256:"+hex, target, nil); !errdefs.IsNotFound(err) {
 		t.Errorf("mount of an unknown image: %v", err)
 	}
-	if err := s.Mount(t.Context(), key, img.ID, filepath.Join(target, "not", "there")); !errors.Is(err, os.ErrNotExist) {
+	if err := s.Mount(t.Context(), key, img.ID, filepath.Join(target, "not", "there"), nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("mount at no directory: %v", err)
 	}
 	if keys := must(s.Snapshots(t.Context()))(t); len(keys) != 0 {
@@ -67,7 +68,7 @@ func TestVolumeIsReadOnly(t *testing.T) {
 	for name, seeds := range map[string][]uint64{"one:1": {1}, "two:1": {1, 2}} {
 		img := must(s.Pull(t.Context(), must(r.Put(name, noise(t, 100, seeds...)))(t), Auth{}))(t)
 		target := t.TempDir()
-		check(t, s.MountVolume(t.Context(), "volume", img.ID, target))
+		check(t, s.MountVolume(t.Context(), "volume", img.ID, target, nil))
 		if err := os.WriteFile(filepath.Join(target, "new"), nil, 0o644); !errors.Is(err, syscall.EROFS) {
 			t.Errorf("%s: write: %v", name, err)
 		}
@@ -85,7 +86,7 @@ func TestRemoveInUse(t *testing.T) {
 	s := open(t, Options{})
 	img := must(s.Pull(t.Context(), must(r.Put("app:1", noise(t, 100, 1, 2)))(t), Auth{}))(t)
 	target := t.TempDir()
-	check(t, s.Mount(t.Context(), "c", img.ID, target))
+	check(t, s.Mount(t.Context(), "c", img.ID, target, nil))
 	check(t, s.Remove(t.Context(), img.ID))
 	eventually(t, "blobs stay", func() bool { return len(entries(t, s.Root(), "content", "blobs", "sha256")) == 0 })
 	if got := entries(t, target); len(got) != 2 {
@@ -104,7 +105,7 @@ func TestSnapshotsSurviveRestart(t *testing.T) {
 	s := open(t, Options{Root: root})
 	img := must(s.Pull(t.Context(), must(r.Put("app:1", noise(t, 100, 1)))(t), Auth{}))(t)
 	target := t.TempDir()
-	check(t, s.Mount(t.Context(), "c", img.ID, target))
+	check(t, s.Mount(t.Context(), "c", img.ID, target, nil))
 	check(t, s.Close())
 
 	s = open(t, Options{Root: root})
@@ -152,7 +153,7 @@ func TestBusyboxRuns(t *testing.T) {
 	config := loopback.Config()
 	img := must(s.Pull(t.Context(), must(r.Put("busybox:1", must(loopback.Busybox(config))(t)))(t), Auth{}))(t)
 	target := t.TempDir()
-	check(t, s.Mount(t.Context(), "c", img.ID, target))
+	check(t, s.Mount(t.Context(), "c", img.ID, target, nil))
 	defer func() { check(t, s.Unmount(t.Context(), "c", target)) }()
 	cmd := exec.Command("/bin/sh", "-c", "id -un && id -Gn && cat /etc/group | wc -l && touch /tmp/x ~/x && ls /root")
 	cmd.Dir = "/"
@@ -162,5 +163,40 @@ func TestBusyboxRuns(t *testing.T) {
 	want := "user\nuser extra\n4\nls: can't open '/root': Permission denied\n"
 	if string(out) != want || err == nil {
 		t.Errorf("output %q, %v", out, err)
+	}
+}
+
+// TestIDMap has the files of an image, and what is new beside them, belong to
+// others; the layers themselves are as they were.
+func TestIDMap(t *testing.T) {
+	r := loopback.Start(t, loopback.Options{})
+	s := open(t, Options{})
+	check(t, s.CheckIDMap())
+	check(t, mount.SetTempMountLocation(t.TempDir()))
+	lower := must(loopback.Layer(false, loopback.Dir("d", 0o755), loopback.File("d/file", 0o644, nil)))(t)
+	one := must(s.Pull(t.Context(), must(r.Put("one:1", must(loopback.Image(loopback.Config(), lower))(t)))(t), Auth{}))(t)
+	upper := must(loopback.Layer(false, loopback.File("d/other", 0o644, nil)))(t)
+	two := must(s.Pull(t.Context(), must(r.Put("two:1", must(loopback.Image(loopback.Config(), lower, upper))(t)))(t), Auth{}))(t)
+	owner := func(path string) uint32 {
+		t.Helper()
+		return must(os.Stat(path))(t).Sys().(*syscall.Stat_t).Uid
+	}
+	ids := &IDMap{UIDs: "0:70000:65536", GIDs: "0:70000:65536"}
+	for name, img := range map[string]*Image{"one layer": one, "two layers": two} {
+		rootfs, volume, plain := t.TempDir(), t.TempDir(), t.TempDir()
+		check(t, s.Mount(t.Context(), "c", img.ID, rootfs, ids))
+		check(t, s.MountVolume(t.Context(), "c-1", img.ID, volume, ids))
+		check(t, s.Mount(t.Context(), "d", img.ID, plain, nil))
+		for _, path := range []string{rootfs, filepath.Join(rootfs, "d/file"), filepath.Join(volume, "d/file")} {
+			if got := owner(path); got != 70000 {
+				t.Errorf("%s: %s belongs to %d", name, path, got)
+			}
+		}
+		if got := owner(filepath.Join(plain, "d/file")); got != 0 {
+			t.Errorf("%s: without a map it belongs to %d", name, got)
+		}
+		for key, target := range map[string]string{"c": rootfs, "c-1": volume, "d": plain} {
+			check(t, s.Unmount(t.Context(), key, target))
+		}
 	}
 }

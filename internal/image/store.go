@@ -153,7 +153,7 @@ func (s *Store) open() error {
 	}
 	// Removal is asynchronous so that the directories are deleted by the
 	// collector, outside of every transaction.
-	s.backend, err = overlay.NewSnapshotter(filepath.Join(root, "snapshots"), overlay.AsynchronousRemove)
+	s.backend, err = overlay.NewSnapshotter(filepath.Join(root, "snapshots"), overlay.AsynchronousRemove, overlay.WithRemapIDs)
 	if err != nil {
 		return errors.Join(err, db.Close())
 	}

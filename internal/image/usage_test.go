@@ -54,7 +54,7 @@ func TestUsageAddsUp(t *testing.T) {
 	}
 	img := must(s.Pull(t.Context(), must(r.Put("app:1", noise(t, 1<<20, 1, 2)))(t), Auth{}))(t)
 	target := t.TempDir()
-	check(t, s.Mount(t.Context(), "c", img.ID, target))
+	check(t, s.Mount(t.Context(), "c", img.ID, target, nil))
 	check(t, os.WriteFile(filepath.Join(target, "f"), make([]byte, 1<<20), 0o644))
 	images, containers, err := s.Usage(t.Context())
 	check(t, err)
@@ -109,7 +109,7 @@ func TestOpenSweeps(t *testing.T) {
 	}
 	must(s.Get(t.Context(), img.ID))(t)
 	target := t.TempDir()
-	check(t, s.Mount(t.Context(), "c", img.ID, target))
+	check(t, s.Mount(t.Context(), "c", img.ID, target, nil))
 	check(t, s.Unmount(t.Context(), "c", target))
 }
 
@@ -119,7 +119,7 @@ func BenchmarkMount(b *testing.B) {
 	img := must(s.Pull(b.Context(), must(r.Put("app:1", must(loopback.Busybox(loopback.Config()))(b)))(b), Auth{}))(b)
 	target := b.TempDir()
 	for b.Loop() {
-		check(b, s.Mount(b.Context(), "c", img.ID, target))
+		check(b, s.Mount(b.Context(), "c", img.ID, target, nil))
 		check(b, s.Unmount(b.Context(), "c", target))
 	}
 }

@@ -39,6 +39,9 @@ func (r *Registry) RunPod(ctx context.Context, req *runtime.RunPodSandboxRequest
 	if h.unusable != nil {
 		return "", h.unusable
 	}
+	if h.noUserNS != nil && userNS(req.Config) != nil {
+		return "", fmt.Errorf("userns_options: user namespaces do not work here: %w: %w", h.noUserNS, errdefs.ErrNotImplemented)
+	}
 	name := podName(req.Config.Metadata)
 	return r.podNames.create(ctx, name, req, func(ctx context.Context) (string, error) {
 		ctx, cancel := context.WithTimeout(ctx, buildTimeout)
@@ -139,10 +142,10 @@ func (r *Registry) preparePod(p *Pod) error {
 			return err
 		}
 	}
-	if err := writePodFiles(dir, c); err != nil {
+	if err := r.writeSandbox(p.ID, netNS, c, p.allowedAnnotations()); err != nil {
 		return err
 	}
-	return r.writeSandbox(p.ID, netNS, c, p.allowedAnnotations())
+	return writePodFiles(dir, c, rootOf(c))
 }
 
 // writeSandbox writes the bundle of a sandbox. Of the pod's annotations runsc

@@ -275,6 +275,27 @@ func TestAResultThatIsReadyIsNotTakenByAClientThatHasGone(t *testing.T) {
 	}
 }
 
+func TestAHandlerWithoutUserNamespaces(t *testing.T) {
+	n := newNode(t)
+	n.Check(t.Context())
+	if !n.Handlers["runsc"].UserNamespaces() {
+		t.Error("no user namespaces where they work")
+	}
+	n.images.idMapErr = errFault
+	n.Check(t.Context())
+	if n.must(n.Ready()); n.Handlers["runsc"].UserNamespaces() {
+		t.Error("user namespaces where ids cannot be shifted")
+	}
+	req := n.podRequest("p")
+	ids := []*runtime.IDMapping{{HostId: 65536, Length: 65536}}
+	req.Config.Linux = &runtime.LinuxPodSandboxConfig{SecurityContext: &runtime.LinuxSandboxSecurityContext{NamespaceOptions: &runtime.NamespaceOption{
+		UsernsOptions: &runtime.UserNamespace{Mode: runtime.NamespaceMode_POD, Uids: ids, Gids: ids},
+	}}}
+	_, err := n.RunPod(t.Context(), req)
+	n.is(err, errdefs.IsNotImplemented, "userns_options")
+	n.nothing()
+}
+
 func TestCheckOfAHandler(t *testing.T) {
 	for name, tt := range map[string]struct {
 		prepare func(n *node)

@@ -20,11 +20,20 @@ const checkTimeout = 30 * time.Second
 // Check tries each handler with a sandbox that is thrown away: does the binary
 // run, does the platform work here, does the control socket speak what we
 // speak? A handler that does not pass refuses pods with the reason.
+//
+// The sandbox is tried in a user namespace. If it runs only without one, pods that
+// want one are refused.
 func (r *Registry) Check(ctx context.Context) {
+	idMap := r.Images.CheckIDMap()
 	for name, h := range r.Handlers {
 		// Not cut off by SIGTERM: it is soon over, and half a sandbox is hard to undo.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
+		h.noUserNS = idMap
 		version, err := r.checkHandler(ctx, h)
+		if err != nil && idMap == nil {
+			h.noUserNS = err
+			version, err = r.checkHandler(ctx, h)
+		}
 		cancel()
 		log := logrus.WithFields(logrus.Fields{"handler": name, "runsc": h.Runtime.Path(), "version": version})
 		if err != nil {
@@ -34,6 +43,9 @@ func (r *Registry) Check(ctx context.Context) {
 		}
 		h.Version = version
 		log.Info("runtime handler is usable")
+		if h.noUserNS != nil {
+			log.WithError(h.noUserNS).Warn("pods cannot have user namespaces")
+		}
 	}
 }
 
@@ -51,7 +63,15 @@ func (r *Registry) checkHandler(ctx context.Context, h *Handler) (version string
 		defer cancel()
 		err = errors.Join(err, h.Runtime.Delete(ctx, id), h.Runtime.Forget(id), os.RemoveAll(dir))
 	}()
-	if err := r.writeSandbox(id, "", &runtime.PodSandboxConfig{Hostname: "check"}, nil); err != nil {
+	namespaces := &runtime.NamespaceOption{}
+	if h.noUserNS == nil {
+		ids := []*runtime.IDMapping{{HostId: 1 << 16, Length: 1 << 16}}
+		namespaces.UsernsOptions = &runtime.UserNamespace{Mode: runtime.NamespaceMode_POD, Uids: ids, Gids: ids}
+	}
+	if err := r.writeSandbox(id, "", &runtime.PodSandboxConfig{
+		Hostname: "check",
+		Linux:    &runtime.LinuxPodSandboxConfig{SecurityContext: &runtime.LinuxSandboxSecurityContext{NamespaceOptions: namespaces}},
+	}, nil); err != nil {
 		return version, err
 	}
 	config := runsc.CreateConfig{Bundle: dir}

@@ -17,8 +17,8 @@ import (
 )
 
 // writePodFiles makes what all containers of a pod see: resolv.conf, hostname,
-// hosts and the directory of /dev/shm.
-func writePodFiles(dir string, c *runtime.PodSandboxConfig) error {
+// hosts and the directory of /dev/shm. The files belong to the pod's root.
+func writePodFiles(dir string, c *runtime.PodSandboxConfig, owner owner) error {
 	if err := os.MkdirAll(filepath.Join(dir, "shm"), 0o755); err != nil {
 		return err
 	}
@@ -37,7 +37,11 @@ func writePodFiles(dir string, c *runtime.PodSandboxConfig) error {
 	for file, content := range map[string]string{
 		"resolv.conf": resolv, "hostname": name + "\n", "hosts": string(hosts),
 	} {
-		if err := os.WriteFile(filepath.Join(dir, file), []byte(content), 0o644); err != nil {
+		path := filepath.Join(dir, file)
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			return err
+		}
+		if err := os.Chown(path, owner.uid, owner.gid); err != nil {
 			return err
 		}
 	}
@@ -127,7 +131,7 @@ func (r *Registry) prepareContainer(ctx context.Context, c *Container, img *imag
 	if err := os.MkdirAll(rootfs, 0o711); err != nil {
 		return nil, err
 	}
-	if err := r.Images.Mount(ctx, c.ID, img.ID, rootfs); err != nil {
+	if err := r.Images.Mount(ctx, c.ID, img.ID, rootfs, c.Pod.idMap()); err != nil {
 		return nil, err
 	}
 	volumes, err := c.mountVolumes(ctx)

@@ -75,7 +75,7 @@ func TestPodFiles(t *testing.T) {
 	dir := t.TempDir()
 	err := writePodFiles(dir, &runtime.PodSandboxConfig{Hostname: "web", DnsConfig: &runtime.DNSConfig{
 		Servers: []string{"10.0.0.10", "fd00::10"}, Searches: []string{"default.svc", "svc"}, Options: []string{"ndots:5", "edns0"},
-	}})
+	}}, rootOf(nil))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -251,7 +251,7 @@ type fakeImages struct {
 	stopSignal           string
 	mountErr, unmountErr error
 	onMount              func()
-	getErr               error
+	getErr, idMapErr     error
 }
 
 func (i *fakeImages) Get(_ context.Context, ref string) (*image.Image, error) {
@@ -267,11 +267,13 @@ func (i *fakeImages) Get(_ context.Context, ref string) (*image.Image, error) {
 	}, nil
 }
 
-func (i *fakeImages) MountVolume(ctx context.Context, key, id, target string) error {
-	return i.Mount(ctx, key, id, target)
+func (i *fakeImages) CheckIDMap() error { return i.idMapErr }
+
+func (i *fakeImages) MountVolume(ctx context.Context, key, id, target string, ids *image.IDMap) error {
+	return i.Mount(ctx, key, id, target, ids)
 }
 
-func (i *fakeImages) Mount(_ context.Context, id, _, target string) error {
+func (i *fakeImages) Mount(_ context.Context, id, _, target string, _ *image.IDMap) error {
 	if i.onMount != nil {
 		i.onMount()
 	}

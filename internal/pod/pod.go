@@ -1,11 +1,14 @@
 package pod
 
 import (
+	"fmt"
+	"os"
 	"strings"
 	"sync/atomic"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/runscd/runscd/internal/image"
 	"github.com/runscd/runscd/internal/network"
 	"github.com/runscd/runscd/internal/proc"
 	"github.com/runscd/runscd/internal/stats"
@@ -47,6 +50,37 @@ func (p *Pod) State() proc.State {
 // hostNetwork tells whether the pod uses the host's network.
 func hostNetwork(c *runtime.PodSandboxConfig) bool {
 	return c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == runtime.NamespaceMode_NODE
+}
+
+// userNS are the options of the user namespace of a pod, nil for the host's.
+func userNS(c *runtime.PodSandboxConfig) *runtime.UserNamespace {
+	o := c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
+	if o.GetMode() != runtime.NamespaceMode_POD {
+		return nil
+	}
+	return o
+}
+
+// owner is a user and group of the host.
+type owner struct{ uid, gid int }
+
+// rootOf returns who root in a pod is on the host.
+func rootOf(c *runtime.PodSandboxConfig) owner {
+	o := userNS(c)
+	if o == nil {
+		return owner{os.Getuid(), os.Getgid()}
+	}
+	return owner{int(o.Uids[0].HostId), int(o.Gids[0].HostId)}
+}
+
+// idMap is the user namespace of the pod as images know it, nil for the host's.
+func (p *Pod) idMap() *image.IDMap {
+	o := userNS(p.Config())
+	if o == nil {
+		return nil
+	}
+	form := func(m *runtime.IDMapping) string { return fmt.Sprintf("%d:%d:%d", m.ContainerId, m.HostId, m.Length) }
+	return &image.IDMap{UIDs: form(o.Uids[0]), GIDs: form(o.Gids[0])}
 }
 
 // allowedAnnotations are the names of the annotations that the pod's runsc is

@@ -318,8 +318,8 @@ func TestStraysAreRemoved(t *testing.T) {
 		func(id string) error { return network.CreateNS(n.netNS(id)) },
 		func(id string) error { return os.MkdirAll(filepath.Join(n.podDir(id), "shm"), 0o700) },
 		func(id string) error { return os.MkdirAll(n.rootfs(id), 0o700) },
-		func(id string) error { return n.images.Mount(t.Context(), id, "", "") },
-		func(id string) error { return n.images.MountVolume(t.Context(), volumeKey(id, 2), "", "") },
+		func(id string) error { return n.images.Mount(t.Context(), id, "", "", nil) },
+		func(id string) error { return n.images.MountVolume(t.Context(), volumeKey(id, 2), "", "", nil) },
 		func(id string) error { return os.MkdirAll(n.volume(volumeKey(id, 2)), 0o700) },
 		func(id string) error { _, err := n.network.Add(t.Context(), network.Pod{ID: id}); return err },
 	} {

@@ -21,8 +21,9 @@ import (
 // Images gives containers their root file systems; internal/image is it.
 type Images interface {
 	Get(ctx context.Context, ref string) (*image.Image, error)
-	Mount(ctx context.Context, id, imageID, target string) error
-	MountVolume(ctx context.Context, key, imageID, target string) error
+	Mount(ctx context.Context, key, imageID, target string, ids *image.IDMap) error
+	MountVolume(ctx context.Context, key, imageID, target string, ids *image.IDMap) error
+	CheckIDMap() error
 	Unmount(ctx context.Context, key, target string) error
 	Snapshots(ctx context.Context) ([]string, error)
 	WritableUsage(ctx context.Context, id string) (image.Usage, error)
@@ -45,7 +46,12 @@ type Handler struct {
 	Annotations []string
 
 	unusable error // set by Check
+	noUserNS error // why not; set by Check
 }
+
+// UserNamespaces tells whether pods of the handler can have user namespaces. It
+// is known after Check.
+func (h *Handler) UserNamespaces() bool { return h.unusable == nil && h.noUserNS == nil }
 
 // Options are what a Registry works with.
 type Options struct {

@@ -77,7 +77,7 @@ func (c *Container) mountVolumes(ctx context.Context) (map[int]string, error) {
 			if err != nil {
 				return nil, err
 			}
-			if err := r.Images.MountVolume(ctx, volumeKey(c.ID, i), id, target); err != nil {
+			if err := r.Images.MountVolume(ctx, volumeKey(c.ID, i), id, target, c.Pod.idMap()); err != nil {
 				return nil, volumeFailed(i, m, err)
 			}
 			if target, err = inImage(target, m.GetImageSubPath()); err != nil {

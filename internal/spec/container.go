@@ -62,6 +62,7 @@ func Container(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Spec, e
 	if err != nil {
 		return nil, err
 	}
+	userNS := o.Pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
 	annotations := allowed(o.Allowed, o.Pod.GetAnnotations())
 	maps.Copy(annotations, allowed(o.Allowed, cfg.GetAnnotations()))
 	maps.Copy(annotations, podAnnotations(o.Pod, "container", o.SandboxID))
@@ -76,9 +77,12 @@ func Container(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Spec, e
 		Linux: &specs.Linux{
 			// A container has no cgroup of its own on the host, and runsc
 			// enforces limits of the sandbox only.
-			Resources:  &specs.LinuxResources{},
-			Seccomp:    filter,
-			Namespaces: namespaces(o.NetNS, append(pidNamespace(o.PIDOwner), specs.LinuxNamespace{Type: specs.CgroupNamespace})...),
+			Resources: &specs.LinuxResources{},
+			Seccomp:   filter,
+			Namespaces: namespaces(o.NetNS, slices.Concat(pidNamespace(o.PIDOwner), userNamespace(userNS),
+				[]specs.LinuxNamespace{{Type: specs.CgroupNamespace}})...),
+			UIDMappings: idMappings(userNS.GetUids()),
+			GIDMappings: idMappings(userNS.GetGids()),
 		},
 	}, nil
 }
@@ -91,6 +95,9 @@ func checkContainer(cfg *runtime.ContainerConfig, pod *runtime.PodSandboxConfig)
 	}
 	if err := checkNamespaces(security.GetNamespaceOptions()); err != nil {
 		return err
+	}
+	if own, pods := security.GetNamespaceOptions().GetUsernsOptions(), pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions(); own != nil && !sameUserNS(own, pods) {
+		return fmt.Errorf("userns_options: not the pod's: %w", errdefs.ErrInvalidArgument)
 	}
 	if err := checkProfiles(security); err != nil {
 		return err

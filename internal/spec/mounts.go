@@ -92,8 +92,8 @@ func bind(m *runtime.Mount, mounted string) (specs.Mount, error) {
 		return specs.Mount{}, fmt.Errorf("host_path %q and image %q: %w", m.GetHostPath(), m.GetImage().GetImage(), errdefs.ErrInvalidArgument)
 	case !image && m.GetImageSubPath() != "":
 		return specs.Mount{}, fmt.Errorf("image_sub_path %q without image: %w", m.GetImageSubPath(), errdefs.ErrInvalidArgument)
-	case len(m.GetUidMappings())+len(m.GetGidMappings()) > 0:
-		return specs.Mount{}, fmt.Errorf("id mappings: %w", errdefs.ErrNotImplemented)
+	case (len(m.GetUidMappings()) > 0) != (len(m.GetGidMappings()) > 0):
+		return specs.Mount{}, fmt.Errorf("uidMappings without gidMappings, or these alone: %w", errdefs.ErrInvalidArgument)
 	case m.GetRecursiveReadOnly() && (!m.GetReadonly() || m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE):
 		return specs.Mount{}, fmt.Errorf("recursive_read_only without readonly and private: %w", errdefs.ErrInvalidArgument)
 	}
@@ -107,7 +107,11 @@ func bind(m *runtime.Mount, mounted string) (specs.Mount, error) {
 			return specs.Mount{}, err
 		}
 	}
-	return specs.Mount{Destination: destination, Type: "bind", Source: source, Options: options}, nil
+	bound := specs.Mount{Destination: destination, Type: "bind", Source: source, Options: options}
+	if !image { // its files are shifted where it is mounted
+		bound.UIDMappings, bound.GIDMappings = idMappings(m.GetUidMappings()), idMappings(m.GetGidMappings())
+	}
+	return bound, nil
 }
 
 func bindOptions(m *runtime.Mount) ([]string, error) {

@@ -74,6 +74,7 @@ func Sandbox(cfg *runtime.PodSandboxConfig, o SandboxOptions) (*specs.Spec, erro
 		return nil, err
 	}
 
+	userNS := security.GetNamespaceOptions().GetUsernsOptions()
 	annotations := allowed(o.Allowed, cfg.GetAnnotations())
 	maps.Copy(annotations, podAnnotations(cfg, "sandbox", o.ID))
 	if o.Shm != "" {
@@ -100,9 +101,11 @@ func Sandbox(cfg *runtime.PodSandboxConfig, o SandboxOptions) (*specs.Spec, erro
 		Annotations: annotations,
 		Linux: &specs.Linux{
 			CgroupsPath: o.CgroupsPath,
-			Namespaces:  namespaces(o.NetNS, specs.LinuxNamespace{Type: specs.PIDNamespace}),
+			Namespaces:  namespaces(o.NetNS, append(userNamespace(userNS), specs.LinuxNamespace{Type: specs.PIDNamespace})...),
 			Resources:   resources,
 			Sysctl:      sysctls,
+			UIDMappings: idMappings(userNS.GetUids()),
+			GIDMappings: idMappings(userNS.GetGids()),
 		},
 	}, nil
 }
@@ -159,10 +162,7 @@ func checkNamespaces(o *runtime.NamespaceOption) error {
 	if m := o.GetNetwork(); m != runtime.NamespaceMode_POD && m != runtime.NamespaceMode_NODE {
 		return fmt.Errorf("network namespace mode %s: %w", m, errdefs.ErrInvalidArgument)
 	}
-	if u := o.GetUsernsOptions(); len(u.GetUids())+len(u.GetGids()) > 0 {
-		return fmt.Errorf("userns_options: user namespaces: %w", errdefs.ErrNotImplemented)
-	}
-	return nil
+	return checkUserNS(o)
 }
 
 // sysctlName is the form of a sysctl's name: words with dots between.

@@ -76,6 +76,11 @@ func TestSandbox(t *testing.T) {
 			}
 			o.Allowed = []string{"dev.gvisor.flag.debug", "example.com/*", "io.kubernetes.cri.*", "dev.gvisor.spec.mount.shm.source"}
 		},
+		"userns": func(cfg *runtime.PodSandboxConfig, o *SandboxOptions) {
+			cfg.Linux.SecurityContext = &runtime.LinuxSandboxSecurityContext{NamespaceOptions: &runtime.NamespaceOption{
+				UsernsOptions: userNS(runtime.NamespaceMode_POD, 1<<16, 1<<16),
+			}}
+		},
 		"sysctls": func(cfg *runtime.PodSandboxConfig, o *SandboxOptions) {
 			cfg.Linux.Sysctls = map[string]string{"net.ipv6.conf.all.disable_ipv6": "1", "net.ipv4.tcp_sack": "0"}
 		},
@@ -98,6 +103,12 @@ func TestSandbox(t *testing.T) {
 			golden(t, spec, "/test")
 		})
 	}
+}
+
+// userNS is a user namespace of one range.
+func userNS(mode runtime.NamespaceMode, host, length uint32) *runtime.UserNamespace {
+	ids := []*runtime.IDMapping{{HostId: host, Length: length}}
+	return &runtime.UserNamespace{Mode: mode, Uids: ids, Gids: ids}
 }
 
 // refused checks an error's kind and that it names the field.
@@ -125,7 +136,14 @@ func TestSandboxRefuses(t *testing.T) {
 		{namespace(&runtime.NamespaceOption{Ipc: runtime.NamespaceMode_NODE}), errdefs.ErrInvalidArgument, "ipc namespace"},
 		{namespace(&runtime.NamespaceOption{Ipc: runtime.NamespaceMode_CONTAINER}), errdefs.ErrInvalidArgument, "ipc namespace"},
 		{namespace(&runtime.NamespaceOption{Network: runtime.NamespaceMode_CONTAINER}), errdefs.ErrInvalidArgument, "network namespace"},
-		{namespace(&runtime.NamespaceOption{UsernsOptions: &runtime.UserNamespace{Uids: []*runtime.IDMapping{{Length: 1}}}}), errdefs.ErrNotImplemented, "userns_options"},
+		{namespace(&runtime.NamespaceOption{UsernsOptions: userNS(runtime.NamespaceMode_CONTAINER, 1<<16, 1<<16)}), errdefs.ErrInvalidArgument, "userns_options: mode"},
+		{namespace(&runtime.NamespaceOption{UsernsOptions: userNS(runtime.NamespaceMode_NODE, 1<<16, 1<<16)}), errdefs.ErrInvalidArgument, "userns_options: id mappings"},
+		{namespace(&runtime.NamespaceOption{UsernsOptions: userNS(runtime.NamespaceMode_POD, 1<<16, 0)}), errdefs.ErrInvalidArgument, "userns_options: "},
+		{namespace(&runtime.NamespaceOption{UsernsOptions: userNS(runtime.NamespaceMode_POD, 1<<32-1, 1)}), errdefs.ErrInvalidArgument, "userns_options: "},
+		{namespace(&runtime.NamespaceOption{UsernsOptions: &runtime.UserNamespace{}}), errdefs.ErrInvalidArgument, "userns_options: "},
+		{namespace(&runtime.NamespaceOption{
+			Network: runtime.NamespaceMode_NODE, UsernsOptions: userNS(runtime.NamespaceMode_POD, 1<<16, 1<<16),
+		}), errdefs.ErrInvalidArgument, "userns_options: a user namespace with the host's network"},
 		{security(&runtime.LinuxSandboxSecurityContext{RunAsGroup: &runtime.Int64Value{}}), errdefs.ErrInvalidArgument, "run_as_group"},
 		{security(&runtime.LinuxSandboxSecurityContext{Seccomp: localhost}), errdefs.ErrInvalidArgument, `seccomp profile Localhost "p.json"`},
 		{security(&runtime.LinuxSandboxSecurityContext{Apparmor: localhost}), errdefs.ErrInvalidArgument, `apparmor profile "p.json"`},
@@ -244,6 +262,12 @@ func container(t *testing.T, dir string) (*runtime.ContainerConfig, ContainerOpt
 func TestContainer(t *testing.T) {
 	for name, change := range map[string]func(*runtime.ContainerConfig, *ContainerOptions){
 		"kubelet": func(*runtime.ContainerConfig, *ContainerOptions) {},
+		"userns": func(cfg *runtime.ContainerConfig, o *ContainerOptions) {
+			u := userNS(runtime.NamespaceMode_POD, 1<<16, 1<<16)
+			o.Pod.Linux.SecurityContext = &runtime.LinuxSandboxSecurityContext{NamespaceOptions: &runtime.NamespaceOption{UsernsOptions: u}}
+			cfg.Linux.SecurityContext.NamespaceOptions.UsernsOptions = userNS(runtime.NamespaceMode_POD, 1<<16, 1<<16)
+			cfg.Mounts[0].UidMappings, cfg.Mounts[0].GidMappings = u.Uids, u.Gids
+		},
 		"annotations": func(cfg *runtime.ContainerConfig, o *ContainerOptions) {
 			o.Pod.Annotations = map[string]string{"example.com/pod": "p", "example.com/both": "p", "other": "o"}
 			cfg.Annotations = map[string]string{"example.com/both": "c", "dev.gvisor.flag.debug": "true", containerType: "sandbox"}
@@ -309,6 +333,12 @@ func TestContainerRefuses(t *testing.T) {
 	}{
 		{errdefs.ErrInvalidArgument, "command", func(c *runtime.ContainerConfig, _ *security, o *ContainerOptions) {
 			c.Args, o.Image = nil, ocispec.ImageConfig{}
+		}},
+		{errdefs.ErrInvalidArgument, "userns_options: not the pod's", func(c *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
+			s.NamespaceOptions.UsernsOptions = userNS(runtime.NamespaceMode_POD, 1<<16, 1<<16)
+		}},
+		{errdefs.ErrInvalidArgument, "uidMappings", func(c *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
+			c.Mounts[0].UidMappings = userNS(runtime.NamespaceMode_POD, 1<<16, 1<<16).Uids
 		}},
 		{errdefs.ErrInvalidArgument, "windows", func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
 			c.Windows = &runtime.WindowsContainerConfig{}

@@ -2,7 +2,11 @@ package integration
 
 import (
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -63,4 +67,64 @@ func TestOrphansAreReaped(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestUserNamespace has the root of a pod be somebody else on the host, with the
+// image's files and mapped volumes belonging to it nonetheless.
+func TestUserNamespace(t *testing.T) {
+	const root = 200000
+	d := newDaemon(t, "")
+	d.addNetwork(t)
+	check(t, os.Chmod(d.dir, 0o711)) // as the directories that are used by default
+	ids := []*runtime.IDMapping{{HostId: root, Length: 65536}}
+	p := d.runPod(t, func(c *runtime.PodSandboxConfig) {
+		c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtime.UserNamespace{Mode: runtime.NamespaceMode_POD, Uids: ids, Gids: ids}
+	})
+	host := t.TempDir()
+	check(t, os.WriteFile(filepath.Join(host, "file"), []byte("of the host\n"), 0o600))
+	c := p.run(t, forever, func(c *runtime.ContainerConfig) {
+		c.Mounts = []*runtime.Mount{
+			{HostPath: host, ContainerPath: "/mapped", UidMappings: ids, GidMappings: ids},
+			{HostPath: host, ContainerPath: "/plain"},
+			{HostPath: host, ContainerPath: "/rro", UidMappings: ids, GidMappings: ids, Readonly: true, RecursiveReadOnly: true},
+			{Image: &runtime.ImageSpec{Image: d.image}, ContainerPath: "/image", UidMappings: ids, GidMappings: ids, Readonly: true},
+		}
+		c.Linux.SecurityContext.MaskedPaths = []string{"/etc/group", "/home"}
+	})
+	c.says(t, "id -u; stat -c %u:%g /bin/busybox /root /image/home/user /etc/hosts /mapped/file", "0\n0:0\n0:0\n1000:1000\n0:0\n0:0\n")
+	c.says(t, "cat /mapped/file; echo back >/mapped/new; chown 1000:1000 /mapped/new; stat -c %u /mapped/new", "of the host\n1000\n")
+	info, err := os.Stat(filepath.Join(host, "new"))
+	check(t, err)
+	if s := info.Sys().(*syscall.Stat_t); s.Uid != 1000 || s.Gid != 1000 {
+		t.Errorf("file written through a mapped mount: of %d:%d", s.Uid, s.Gid)
+	}
+	c.fails(t, "cat /plain/file")
+	c.says(t, "cat /rro/file /etc/group; ls /home", "of the host\n")
+	c.fails(t, "echo no >/rro/file")
+	resp, err := d.pods.Status(ctx(t), false)
+	check(t, err)
+	for _, h := range resp.RuntimeHandlers {
+		if !h.Features.GetUserNamespaces() {
+			t.Errorf("handler %q does not tell of it", h.Name)
+		}
+	}
+	c.says(t, "echo new >/x; chown 5:6 /x; stat -c %u:%g /x; echo s >/dev/shm/s; cat /dev/shm/s; ip addr show eth0 | grep -q 'inet ' && echo net", "5:6\ns\nnet\n")
+	uid := -1
+	for _, line := range d.processes() {
+		pid, status := 0, ""
+		_, _ = fmt.Sscan(line, &pid)
+		if !strings.Contains(line, "-sandbox") && !strings.Contains(line, "-gofer") {
+			continue
+		}
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		check(t, err)
+		_, status, _ = strings.Cut(string(text), "\nUid:\t")
+		_, _ = fmt.Sscan(status, &uid)
+		if uid < root {
+			t.Errorf("runs as %d on the host: %s", uid, line)
+		}
+	}
+	if uid < 0 {
+		t.Error("no process of the sandbox found")
+	}
 }
