@@ -135,7 +135,7 @@ func openPods(ctx context.Context, c *config.Config, images *image.Store, reaper
 	}
 	pods, err := pod.Open(ctx, pod.Options{
 		Root: c.Root, State: c.State, Handlers: handlers, Default: c.Runtime.Default,
-		SystemdCgroup: c.Cgroup.DriverInUse() == "systemd", MinOOMScoreAdj: lowest,
+		SystemdCgroup: c.Cgroup.DriverInUse() == "systemd", MinOOMScoreAdj: lowest, CDISpecDirs: c.Runtime.CDISpecDirs,
 		Images: images, Network: networkOf(c), Monitor: reaper,
 	})
 	if err != nil {
@@ -160,7 +160,7 @@ func handlersOf(c *config.Config) (map[string]*pod.Handler, error) {
 			flags = append(flags, "--net-raw")
 		}
 		handlers[name] = &pod.Handler{
-			Annotations: h.Annotations,
+			Annotations: h.Annotations, Devices: h.Devices(),
 			Runtime: runsc.New(runsc.Options{
 				Path: path, Root: pod.RunscRoot(c.State, name), Flags: append(flags, h.Args()...),
 			}),

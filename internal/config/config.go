@@ -53,9 +53,10 @@ type Cgroup struct {
 
 // Runtime says which runsc runs a pod, and how.
 type Runtime struct {
-	Default  string             `toml:"default" comment:"Handler of pods whose RuntimeClass names none."`
-	Path     string             `toml:"path" comment:"The runsc binary. Empty: runsc beside runscd, otherwise the one in PATH."`
-	Handlers map[string]Handler `toml:"handlers" comment:"The handlers that a RuntimeClass can name, a table each. The one called runsc always exists."`
+	Default     string             `toml:"default" comment:"Handler of pods whose RuntimeClass names none."`
+	Path        string             `toml:"path" comment:"The runsc binary. Empty: runsc beside runscd, otherwise the one in PATH."`
+	CDISpecDirs []string           `toml:"cdi_spec_dirs" comment:"Directories of the files that describe devices by the Container Device Interface."`
+	Handlers    map[string]Handler `toml:"handlers" comment:"The handlers that a RuntimeClass can name, a table each. The one called runsc always exists."`
 }
 
 // Handler is one way of running a sandbox.
@@ -114,8 +115,9 @@ func Default() *Config {
 		Log:    Log{Level: "info", Format: "text"},
 		Cgroup: Cgroup{Driver: "auto"},
 		Runtime: Runtime{
-			Default:  "runsc",
-			Handlers: map[string]Handler{"runsc": {Platform: "systrap", Annotations: []string{}, Flags: map[string]string{}}},
+			Default:     "runsc",
+			CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
+			Handlers:    map[string]Handler{"runsc": {Platform: "systrap", Annotations: []string{}, Flags: map[string]string{}}},
 		},
 		Network: Network{
 			Mode:    "cni",
@@ -200,6 +202,25 @@ func (r Runtime) Runsc(h Handler) (string, error) {
 		return "", fmt.Errorf("runsc binary, neither beside runscd nor in PATH; runtime.path can name it: %w", errdefs.ErrNotFound)
 	}
 	return path, nil
+}
+
+// proxies are the flags by which runsc lets a sandbox have devices of the host,
+// and which.
+var proxies = map[string][]string{
+	"nvproxy":   {"/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/nvidia-caps-imex-channels/*"},
+	"tpuproxy":  {"/dev/accel*", "/dev/vfio/*"},
+	"rdmaproxy": {"/dev/infiniband/uverbs*"},
+}
+
+// Devices returns patterns of the host's devices that h's sandboxes can have.
+func (h Handler) Devices() []string {
+	var patterns []string
+	for flag, devices := range proxies {
+		if on, _ := strconv.ParseBool(h.Flags[flag]); on {
+			patterns = append(patterns, devices...)
+		}
+	}
+	return patterns
 }
 
 // Args returns h.Flags as arguments, in a fixed order.

@@ -317,3 +317,18 @@ func TestSocketGID(t *testing.T) {
 		t.Errorf("unknown group: %v", err)
 	}
 }
+
+func TestProxiedDevices(t *testing.T) {
+	for _, test := range []struct {
+		flags map[string]string
+		want  []string
+	}{
+		{nil, nil},
+		{map[string]string{"nvproxy": "false", "debug": "true"}, nil},
+		{map[string]string{"rdmaproxy": "true"}, []string{"/dev/infiniband/uverbs*"}},
+	} {
+		if got := (Handler{Flags: test.flags}).Devices(); !slices.Equal(got, test.want) {
+			t.Errorf("%v: %q, want %q", test.flags, got, test.want)
+		}
+	}
+}

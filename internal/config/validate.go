@@ -90,6 +90,9 @@ func (p *problems) runtime(r Runtime) {
 	if r.Path != "" {
 		p.absolute("runtime.path", r.Path)
 	}
+	for _, dir := range r.CDISpecDirs {
+		p.absolute("runtime.cdi_spec_dirs", dir)
+	}
 	for _, name := range slices.Sorted(maps.Keys(r.Handlers)) {
 		key := "runtime.handlers." + name
 		if !handlerName.MatchString(name) {

@@ -56,8 +56,8 @@ func (busybox) CheckIDMap() error                                               
 func (busybox) MountVolume(context.Context, string, string, string, *image.IDMap) error {
 	return nil
 }
-func (busybox) Unmount(context.Context, string, string) error       { return nil }
-func (busybox) Snapshots(context.Context) ([]string, error)         { return nil, nil }
+func (busybox) Unmount(context.Context, string, string) error { return nil }
+func (busybox) Snapshots(context.Context) ([]string, error)   { return nil, nil }
 func (busybox) WritableUsage(context.Context, string) (image.Usage, error) {
 	return image.Usage{Bytes: 4096, Inodes: 2}, nil
 }

@@ -142,7 +142,7 @@ func (r *Registry) preparePod(p *Pod) error {
 			return err
 		}
 	}
-	if err := r.writeSandbox(p.ID, netNS, c, p.allowedAnnotations()); err != nil {
+	if err := r.writeSandbox(p.ID, netNS, c, p.handler().Annotations); err != nil {
 		return err
 	}
 	return writePodFiles(dir, c, rootOf(c))

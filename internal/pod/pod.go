@@ -83,13 +83,12 @@ func (p *Pod) idMap() *image.IDMap {
 	return &image.IDMap{UIDs: form(o.Uids[0]), GIDs: form(o.Gids[0])}
 }
 
-// allowedAnnotations are the names of the annotations that the pod's runsc is
-// given. A handler that is not configured any more has none.
-func (p *Pod) allowedAnnotations() []string {
+// handler is the pod's. One that is not configured any more allows nothing.
+func (p *Pod) handler() *Handler {
 	if h := p.home.Handlers[p.Facts().Handler]; h != nil {
-		return h.Annotations
+		return h
 	}
-	return nil
+	return &Handler{}
 }
 
 // network is the pod as the network knows it.

@@ -44,6 +44,7 @@ type Handler struct {
 	Version string // of the binary; set by Check
 	// Annotations are the names of those that runsc is given; see spec.SandboxOptions.
 	Annotations []string
+	Devices     []string // see spec.ContainerOptions.ProxiedDevices
 
 	unusable error // set by Check
 	noUserNS error // why not; set by Check
@@ -64,6 +65,7 @@ type Options struct {
 	// MinOOMScoreAdj is the lowest oom_score_adj that may be given; a lower one
 	// that is asked for becomes this.
 	MinOOMScoreAdj int
+	CDISpecDirs    []string
 	Images         Images
 	Network        Network
 	Monitor        proc.ProcessMonitor

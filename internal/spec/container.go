@@ -36,6 +36,12 @@ type ContainerOptions struct {
 	// that runsc is given; see SandboxOptions.
 	Allowed []string
 
+	// CDISpecDirs are where the node's CDI files are.
+	CDISpecDirs []string
+	// ProxiedDevices are patterns of the devices, by their paths in the
+	// container, that runsc lets a sandbox have besides the sentry's own.
+	ProxiedDevices []string
+
 	MinOOMScoreAdj int // see MinOOMScoreAdj
 }
 
@@ -68,7 +74,7 @@ func Container(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Spec, e
 	maps.Copy(annotations, podAnnotations(o.Pod, "container", o.SandboxID))
 	annotations[containerName] = cfg.GetMetadata().GetName()
 
-	return &specs.Spec{
+	s := &specs.Spec{
 		Version:     specs.Version,
 		Process:     process,
 		Root:        &specs.Root{Path: o.Rootfs, Readonly: security.GetReadonlyRootfs()},
@@ -84,7 +90,11 @@ func Container(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Spec, e
 			UIDMappings: idMappings(userNS.GetUids()),
 			GIDMappings: idMappings(userNS.GetGids()),
 		},
-	}, nil
+	}
+	if err := addDevices(s, cfg, o); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // checkContainer refuses what cannot be honoured.
@@ -107,12 +117,6 @@ func checkContainer(cfg *runtime.ContainerConfig, pod *runtime.PodSandboxConfig)
 	}
 	if security.GetPrivileged() && !pod.GetLinux().GetSecurityContext().GetPrivileged() {
 		return fmt.Errorf("privileged container in a pod that is not: %w", errdefs.ErrInvalidArgument)
-	}
-	if d := cfg.GetDevices(); len(d) > 0 {
-		return fmt.Errorf("devices: host device %q: %w", d[0].GetHostPath(), errdefs.ErrNotImplemented)
-	}
-	if d := cfg.GetCDIDevices(); len(d) > 0 {
-		return fmt.Errorf("CDI_devices: %q: %w", d[0].GetName(), errdefs.ErrNotImplemented)
 	}
 	return nil
 }

@@ -30,10 +30,15 @@ func containerMounts(cfg *runtime.ContainerConfig, o ContainerOptions) ([]specs.
 	if err != nil {
 		return nil, err
 	}
+	sortMounts(list)
+	return list, nil
+}
+
+// sortMounts puts parents first.
+func sortMounts(list []specs.Mount) {
 	slices.SortStableFunc(list, func(a, b specs.Mount) int {
 		return cmp.Compare(strings.Count(a.Destination, "/"), strings.Count(b.Destination, "/"))
 	})
-	return list, nil
 }
 
 // put adds a mount in place of one at the same destination.

@@ -378,12 +378,6 @@ func TestContainerRefuses(t *testing.T) {
 		{errdefs.ErrInvalidArgument, "oom_score_adj 1001", func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
 			c.Linux.Resources.OomScoreAdj = 1001
 		}},
-		{errdefs.ErrNotImplemented, "devices", func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
-			c.Devices = []*runtime.Device{{HostPath: "/dev/kvm"}}
-		}},
-		{errdefs.ErrNotImplemented, "CDI_devices", func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
-			c.CDIDevices = []*runtime.CDIDevice{{Name: "gpu"}}
-		}},
 		{errdefs.ErrInvalidArgument, `image "x"`, func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
 			c.Mounts[0].Image = &runtime.ImageSpec{Image: "x"}
 		}},

@@ -204,3 +204,25 @@ func TestImageVolume(t *testing.T) {
 		return nil
 	})
 }
+
+func TestDevices(t *testing.T) {
+	files := t.TempDir()
+	zero := filepath.Join(files, "zero")
+	check(t, unix.Mknod(zero, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 5))))
+	check(t, os.WriteFile(filepath.Join(files, "example.json"), fmt.Appendf(nil, `{"cdiVersion": "0.6.0", "kind": "example.com/device", "devices": [{"name": "a",
+		"containerEdits": {"deviceNodes": [{"path": "/dev/cdi/a", "hostPath": %q}], "env": ["DEVICE=a"]}}]}`, zero), 0o644))
+	d := newDaemon(t, noNetwork+fmt.Sprintf("[runtime]\ncdi_spec_dirs = [%q]\n", files))
+	p := d.runPod(t)
+	c := p.run(t, forever, func(c *runtime.ContainerConfig) {
+		c.Devices = []*runtime.Device{{HostPath: zero, ContainerPath: "/dev/mine", Permissions: "rw"}}
+		c.CDIDevices = []*runtime.CDIDevice{{Name: "example.com/device=a"}}
+	})
+	c.says(t, "head -c 3 /dev/mine | wc -c; head -c 4 /dev/cdi/a | wc -c; echo $DEVICE", "3\n4\na\n")
+
+	config := p.containerConfig(forever)
+	mem := filepath.Join(files, "mem")
+	check(t, unix.Mknod(mem, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 1))))
+	config.Devices = []*runtime.Device{{HostPath: mem, ContainerPath: "/dev/mem"}}
+	_, err := d.pods.CreateContainer(ctx(t), p.id, config, p.config)
+	refused(t, err, codes.InvalidArgument, "/dev/mem")
+}
