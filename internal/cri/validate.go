@@ -7,6 +7,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/runscd/runscd/internal/spec"
 )
 
 // maxMetadata bounds the labels, and the annotations, of an object, in bytes.
@@ -66,6 +68,9 @@ func validateContainer(req *runtime.CreateContainerRequest) error {
 	}
 	if err := required("config.image.image", c.GetImage().GetImage()); err != nil {
 		return err
+	}
+	if n := len(c.Mounts); n > spec.MaxMounts { // some are made before all are looked at
+		return invalid("config.mounts", "%d, more than %d", n, spec.MaxMounts)
 	}
 	return validateMetadata(c.Labels, c.Annotations)
 }

@@ -15,6 +15,10 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// MaxMounts is how many mounts of the host a container can have. runsc sends the
+// sandbox a file for each with one message, and that holds 128.
+const MaxMounts = 120
+
 // containerMounts returns all mounts of a container, parents first. A mount of
 // the configuration replaces one of ours at the same place.
 func containerMounts(cfg *runtime.ContainerConfig, o ContainerOptions) ([]specs.Mount, error) {
@@ -30,8 +34,22 @@ func containerMounts(cfg *runtime.ContainerConfig, o ContainerOptions) ([]specs.
 	if err != nil {
 		return nil, err
 	}
+	if n := hostMounts(list); n > MaxMounts {
+		return nil, fmt.Errorf("mounts: %d of the host with those over masked and read-only paths, more than %d: %w", n, MaxMounts, errdefs.ErrInvalidArgument)
+	}
 	sortMounts(list)
 	return list, nil
+}
+
+// hostMounts counts the mounts of a list that are of the host.
+func hostMounts(list []specs.Mount) int {
+	n := 0
+	for _, m := range list {
+		if m.Type == "bind" {
+			n++
+		}
+	}
+	return n
 }
 
 // sortMounts puts parents first.
@@ -91,8 +109,8 @@ func bind(m *runtime.Mount, mounted string) (specs.Mount, error) {
 	switch {
 	case destination == "/":
 		return specs.Mount{}, fmt.Errorf("container_path %q: %w", m.GetContainerPath(), errdefs.ErrInvalidArgument)
-	case destination == "/dev", destination == "/dev/pts":
-		return specs.Mount{}, fmt.Errorf("the sandbox has devices of its own at %s: %w", destination, errdefs.ErrNotImplemented)
+	case destination == "/dev", destination == "/dev/pts", destination == "/proc":
+		return specs.Mount{}, fmt.Errorf("the sandbox has its own %s: %w", destination, errdefs.ErrInvalidArgument)
 	case image && m.GetHostPath() != "":
 		return specs.Mount{}, fmt.Errorf("host_path %q and image %q: %w", m.GetHostPath(), m.GetImage().GetImage(), errdefs.ErrInvalidArgument)
 	case !image && m.GetImageSubPath() != "":

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -394,8 +395,16 @@ func TestContainerRefuses(t *testing.T) {
 		{errdefs.ErrInvalidArgument, "container_path", func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
 			c.Mounts[0].ContainerPath = "/x/.."
 		}},
-		{errdefs.ErrNotImplemented, "/dev", func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
+		{errdefs.ErrInvalidArgument, "/dev", func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
 			c.Mounts[0].ContainerPath = "/dev"
+		}},
+		{errdefs.ErrInvalidArgument, "/proc", func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
+			c.Mounts[0].ContainerPath = "/x/../proc/"
+		}},
+		{errdefs.ErrInvalidArgument, "mounts: 122", func(c *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
+			for i := range 117 { // and two of the configuration, and three of ours
+				c.Mounts = append(c.Mounts, &runtime.Mount{HostPath: c.Mounts[0].HostPath, ContainerPath: fmt.Sprint("/m/", i)})
+			}
 		}},
 		{errdefs.ErrNotImplemented, "mount_options", func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
 			c.Mounts[0].MountOptions = []string{"shared"}

@@ -98,7 +98,7 @@ func TestUserDatabaseIsHostile(t *testing.T) {
 		"nothing":      {func(string) error { return nil }, false, false},
 		"directory":    {func(p string) error { return os.Mkdir(p, 0o755) }, false, true},
 		"fifo":         {func(p string) error { return unix.Mkfifo(p, 0o644) }, false, true},
-		"huge":         {func(p string) error { return errors.Join(os.WriteFile(p, nil, 0o644), os.Truncate(p, maxDatabase+1)) }, false, true},
+		"huge":         {func(p string) error { return errors.Join(os.WriteFile(p, nil, 0o644), os.Truncate(p, 1<<30)) }, false, true},
 		"link outside": {func(p string) error { return os.Symlink(outside, p) }, false, false},
 		"link up":      {func(p string) error { return os.Symlink("../../../../../../../.."+outside, p) }, false, false},
 		"loop":         {func(p string) error { return os.Symlink("passwd", p) }, false, true},
