@@ -29,15 +29,16 @@ func (s *Store) CheckIDMap() (err error) {
 		return fmt.Errorf("user namespace: %w", err)
 	}
 	defer ids.Close()
-	target, err := os.MkdirTemp(s.options.Root, "idmap-")
-	if err != nil {
+	target := filepath.Join(s.options.Root, "idmap")
+	// A killed daemon may have left it mounted.
+	if err := errors.Join(os.MkdirAll(target, 0o700), mount.UnmountAll(target, unix.MNT_DETACH)); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.Remove(target)) }()
+	defer func() { err = errors.Join(err, mount.UnmountAll(target, unix.MNT_DETACH), os.Remove(target)) }()
 	if err := mount.IDMapMount(filepath.Join(s.options.Root, "snapshots"), target, int(ids.Fd())); err != nil {
 		return fmt.Errorf("mount of the layers with shifted ids: %w", err)
 	}
-	return mount.UnmountAll(target, unix.MNT_DETACH)
+	return nil
 }
 
 // Mount makes a writable root file system from an image and mounts it at

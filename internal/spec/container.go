@@ -106,8 +106,8 @@ func checkContainer(cfg *runtime.ContainerConfig, pod *runtime.PodSandboxConfig)
 	if err := checkNamespaces(security.GetNamespaceOptions()); err != nil {
 		return err
 	}
-	if own, pods := security.GetNamespaceOptions().GetUsernsOptions(), pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions(); own != nil && !sameUserNS(own, pods) {
-		return fmt.Errorf("userns_options: not the pod's: %w", errdefs.ErrInvalidArgument)
+	if err := checkSameUserNS(security.GetNamespaceOptions(), pod.GetLinux().GetSecurityContext().GetNamespaceOptions()); err != nil {
+		return err
 	}
 	if err := checkProfiles(security); err != nil {
 		return err

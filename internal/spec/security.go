@@ -15,6 +15,7 @@ func checkSandboxProfiles(s *runtime.LinuxSandboxSecurityContext) error {
 	if _, err := seccompProfile(s.GetSeccomp(), &specs.LinuxCapabilities{}); err != nil {
 		return err
 	}
+	//lint:ignore SA1019 what it says must not be dropped
 	if err := checkSeccompPath(s.GetSeccompProfilePath()); err != nil {
 		return err
 	}
@@ -23,9 +24,11 @@ func checkSandboxProfiles(s *runtime.LinuxSandboxSecurityContext) error {
 
 // checkProfiles refuses profiles of a container that would not be enforced.
 func checkProfiles(s *runtime.LinuxContainerSecurityContext) error {
+	//lint:ignore SA1019 what it says must not be dropped
 	if err := checkSeccompPath(s.GetSeccompProfilePath()); err != nil {
 		return err
 	}
+	//lint:ignore SA1019 what it says must not be dropped
 	switch p := s.GetApparmorProfile(); p {
 	case "", "unconfined", "runtime/default":
 	default:

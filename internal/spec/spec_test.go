@@ -148,6 +148,7 @@ func TestSandboxRefuses(t *testing.T) {
 		{security(&runtime.LinuxSandboxSecurityContext{RunAsGroup: &runtime.Int64Value{}}), errdefs.ErrInvalidArgument, "run_as_group"},
 		{security(&runtime.LinuxSandboxSecurityContext{Seccomp: localhost}), errdefs.ErrInvalidArgument, `seccomp profile Localhost "p.json"`},
 		{security(&runtime.LinuxSandboxSecurityContext{Apparmor: localhost}), errdefs.ErrInvalidArgument, `apparmor profile "p.json"`},
+		//lint:ignore SA1019 it is refused
 		{security(&runtime.LinuxSandboxSecurityContext{SeccompProfilePath: "runtime/default"}), errdefs.ErrInvalidArgument, "seccomp_profile_path"},
 		{&runtime.LinuxPodSandboxConfig{Sysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "no"}}, errdefs.ErrInvalidArgument, "net.ipv6.conf.all.disable_ipv6"},
 		{&runtime.LinuxPodSandboxConfig{Sysctls: map[string]string{"net....kcore": "1"}}, errdefs.ErrInvalidArgument, `sysctl "net....kcore"`},
@@ -359,9 +360,11 @@ func TestContainerRefuses(t *testing.T) {
 			s.Apparmor = localhost
 		}},
 		{errdefs.ErrInvalidArgument, "seccomp_profile_path", func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
+			//lint:ignore SA1019 it is refused
 			s.SeccompProfilePath = "localhost/p.json"
 		}},
 		{errdefs.ErrInvalidArgument, "apparmor_profile", func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
+			//lint:ignore SA1019 it is refused
 			s.ApparmorProfile = "localhost/p"
 		}},
 		{errdefs.ErrInvalidArgument, `add_capabilities: capability "FLY"`, func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) {

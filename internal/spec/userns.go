@@ -51,10 +51,12 @@ func idMappings(list []*runtime.IDMapping) []specs.LinuxIDMapping {
 	return mappings
 }
 
-// sameUserNS tells whether two options mean the same user namespace.
-func sameUserNS(a, b *runtime.UserNamespace) bool {
-	if userNamespace(a) == nil || userNamespace(b) == nil {
-		return (userNamespace(a) == nil) == (userNamespace(b) == nil)
+// checkSameUserNS refuses a container's user namespace that is not its pod's.
+func checkSameUserNS(container, pod *runtime.NamespaceOption) error {
+	own, pods := container.GetUsernsOptions(), pod.GetUsernsOptions()
+	same := own == nil || proto.Equal(own, pods) || userNamespace(own) == nil && userNamespace(pods) == nil
+	if !same {
+		return fmt.Errorf("userns_options: not the pod's: %w", errdefs.ErrInvalidArgument)
 	}
-	return proto.Equal(a, b)
+	return nil
 }
