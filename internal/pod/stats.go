@@ -215,13 +215,13 @@ func (m *meter) read(s *Stats, told *answer, containers []*Container) {
 		}
 	}
 	s.AskedAt, s.Stale = m.at, told == nil
+	swap, known := s.Host["memory.swap.current"]
 	for _, c := range containers {
 		cs := ContainerStats{Container: c}
 		if cm := m.containers[c]; cm != nil {
 			cs = cm.last
 		}
-		swap, told := s.Host["memory.swap.current"]
-		cs.NoSwap = told && swap == 0
+		cs.NoSwap = known && swap == 0
 		cs.Stale = s.Stale || cs.AskedAt != m.at
 		s.Containers = append(s.Containers, cs)
 	}

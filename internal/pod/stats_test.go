@@ -103,7 +103,12 @@ func TestStatsOfAHungSandbox(t *testing.T) {
 		pods = append(pods, p)
 	}
 	hung, pid := pods[1], pods[1].Facts().Host.PID
-	stop := func(sig unix.Signal) { n.must(unix.Kill(pid, sig)) }
+	stop := func(sig unix.Signal) {
+		n.must(unix.Kill(pid, sig))
+		for sig == unix.SIGSTOP && !stopped(pid) {
+			time.Sleep(time.Millisecond)
+		}
+	}
 	defer stop(unix.SIGCONT)
 	check := func(want time.Time) {
 		t.Helper()
@@ -134,6 +139,17 @@ func TestStatsOfAHungSandbox(t *testing.T) {
 	}
 	stop(unix.SIGSTOP)
 	check(told.AskedAt)
+}
+
+// stopped tells whether no thread of a process runs any more.
+func stopped(pid int) bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	for _, thread := range threads {
+		if text, err := os.ReadFile(thread); err == nil && !strings.Contains(string(text), "State:\tT") {
+			return false
+		}
+	}
+	return true
 }
 
 func TestStatsOfTheHostsNetwork(t *testing.T) {

@@ -81,7 +81,7 @@ func (c *container) times(t *testing.T) (usec uint64) {
 
 // TestCPUStats burns three times as much in one container as in another.
 func TestCPUStats(t *testing.T) {
-	for name, tt := range map[string]struct{ limit, rounds int }{"without limit": {0, 800_000}, "limited": {20, 100_000}} {
+	for name, tt := range map[string]struct{ limit, rounds int }{"without limit": {0, 800_000}, "limited": {40, 200_000}} {
 		t.Run(name, func(t *testing.T) {
 			d := newDaemon(t, noNetwork)
 			p := d.runPod(t)
@@ -98,7 +98,8 @@ func TestCPUStats(t *testing.T) {
 			sum := uint64(0)
 			for c, times := range map[*container]uint64{one: first, three: second} {
 				got := containers[c.id].Cpu.UsageCoreNanoSeconds.Value / 1000
-				if truth := uint64(float64(times) * share); !near(got, truth) {
+				// What comes before and after takes some ticks of 10 ms.
+				if truth := uint64(float64(times) * share); !near(got, truth) && !near(got, truth+40_000) {
 					t.Errorf("%d µs of CPU time, the container has spent %d", got, truth)
 				}
 				sum += got
@@ -238,6 +239,15 @@ func TestStatsOfMany(t *testing.T) {
 	told := known[c.id].Memory.Timestamp
 	pid := hung.sandboxPIDs()[0]
 	check(t, unix.Kill(pid, unix.SIGSTOP))
+	eventually(t, "the sandbox hangs", func() error {
+		for _, task := range names(fmt.Sprintf("/proc/%d/task", pid)) {
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/status", pid, task))
+			if err == nil && !strings.Contains(string(text), "State:\tT") {
+				return fmt.Errorf("thread %s runs", task)
+			}
+		}
+		return nil
+	})
 	defer unix.Kill(pid, unix.SIGCONT) //nolint:errcheck
 	begin := time.Now()
 	list, err := d.pods.ListPodSandboxStats(ctx(t), nil)
