@@ -52,7 +52,7 @@ func (busybox) Get(context.Context, string) (*image.Image, error) {
 	}, nil
 }
 func (busybox) Mount(context.Context, string, string, string, *image.IDMap) error { return nil }
-func (busybox) CheckIDMap() error                                                 { return nil }
+func (busybox) CheckIDMap(*os.File) error                                         { return nil }
 func (busybox) MountVolume(context.Context, string, string, string, *image.IDMap) error {
 	return nil
 }

@@ -21,21 +21,16 @@ const labelRoot = "containerd.io/gc.root"
 // are of the form container:host:length.
 type IDMap struct{ UIDs, GIDs string }
 
-// CheckIDMap returns why the owners of files cannot be shifted here, nil if they
-// can.
-func (s *Store) CheckIDMap() (err error) {
-	ids, err := mount.GetUsernsFD("0:65536:65536", "0:65536:65536")
-	if err != nil {
-		return fmt.Errorf("user namespace: %w", err)
-	}
-	defer ids.Close()
+// CheckIDMap returns why the owners of files cannot be shifted to those of a user
+// namespace, nil if they can.
+func (s *Store) CheckIDMap(userns *os.File) (err error) {
 	target := filepath.Join(s.options.Root, "idmap")
 	// A killed daemon may have left it mounted.
 	if err := errors.Join(os.MkdirAll(target, 0o700), mount.UnmountAll(target, unix.MNT_DETACH)); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, mount.UnmountAll(target, unix.MNT_DETACH), os.Remove(target)) }()
-	if err := mount.IDMapMount(filepath.Join(s.options.Root, "snapshots"), target, int(ids.Fd())); err != nil {
+	if err := mount.IDMapMount(filepath.Join(s.options.Root, "snapshots"), target, int(userns.Fd())); err != nil {
 		return fmt.Errorf("mount of the layers with shifted ids: %w", err)
 	}
 	return nil

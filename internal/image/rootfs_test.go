@@ -171,7 +171,12 @@ func TestBusyboxRuns(t *testing.T) {
 func TestIDMap(t *testing.T) {
 	r := loopback.Start(t, loopback.Options{})
 	s := open(t, Options{})
-	check(t, s.CheckIDMap())
+	ids := &IDMap{UIDs: "0:70000:65536", GIDs: "0:70000:65536"}
+	userns := must(mount.GetUsernsFD(ids.UIDs, ids.GIDs))(t)
+	defer userns.Close()
+	for range 2 {
+		check(t, s.CheckIDMap(userns))
+	}
 	check(t, mount.SetTempMountLocation(t.TempDir()))
 	lower := must(loopback.Layer(false, loopback.Dir("d", 0o755), loopback.File("d/file", 0o644, nil)))(t)
 	one := must(s.Pull(t.Context(), must(r.Put("one:1", must(loopback.Image(loopback.Config(), lower))(t)))(t), Auth{}))(t)
@@ -181,7 +186,6 @@ func TestIDMap(t *testing.T) {
 		t.Helper()
 		return must(os.Stat(path))(t).Sys().(*syscall.Stat_t).Uid
 	}
-	ids := &IDMap{UIDs: "0:70000:65536", GIDs: "0:70000:65536"}
 	for name, img := range map[string]*Image{"one layer": one, "two layers": two} {
 		rootfs, volume, plain := t.TempDir(), t.TempDir(), t.TempDir()
 		check(t, s.Mount(t.Context(), "c", img.ID, rootfs, ids))

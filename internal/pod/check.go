@@ -24,13 +24,12 @@ const checkTimeout = 30 * time.Second
 // The sandbox is tried in a user namespace. If it runs only without one, pods that
 // want one are refused.
 func (r *Registry) Check(ctx context.Context) {
-	idMap := r.Images.CheckIDMap()
 	for name, h := range r.Handlers {
 		// Not cut off by SIGTERM: it is soon over, and half a sandbox is hard to undo.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
-		h.noUserNS = idMap
+		h.noUserNS = nil
 		version, err := r.checkHandler(ctx, h)
-		if err != nil && idMap == nil {
+		if err != nil {
 			h.noUserNS = err
 			version, err = r.checkHandler(ctx, h)
 		}
@@ -75,8 +74,14 @@ func (r *Registry) checkHandler(ctx context.Context, h *Handler) (version string
 		return version, err
 	}
 	config := runsc.CreateConfig{Bundle: dir}
-	if _, err := h.Runtime.Create(ctx, id, config); err != nil {
+	pid, err := h.Runtime.Create(ctx, id, config)
+	if err != nil {
 		return version, err
+	}
+	if h.noUserNS == nil {
+		if err := checkIDMap(r.Images, pid); err != nil {
+			return version, err
+		}
 	}
 	if err := h.Runtime.Start(ctx, id, config); err != nil {
 		return version, err
@@ -89,6 +94,16 @@ func (r *Registry) checkHandler(ctx context.Context, h *Handler) (version string
 		return version, fmt.Errorf("control protocol: state %d of a running container: %w", state, errdefs.ErrFailedPrecondition)
 	}
 	return version, nil
+}
+
+// checkIDMap tries to mount images in the user namespace of a process.
+func checkIDMap(images Images, pid int) error {
+	userns, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", pid))
+	if err != nil {
+		return err
+	}
+	defer userns.Close()
+	return images.CheckIDMap(userns)
 }
 
 // Ready returns why the default handler cannot run pods, nil if it can.

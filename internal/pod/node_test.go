@@ -267,7 +267,7 @@ func (i *fakeImages) Get(_ context.Context, ref string) (*image.Image, error) {
 	}, nil
 }
 
-func (i *fakeImages) CheckIDMap() error { return i.idMapErr }
+func (i *fakeImages) CheckIDMap(*os.File) error { return i.idMapErr }
 
 func (i *fakeImages) MountVolume(ctx context.Context, key, id, target string, ids *image.IDMap) error {
 	return i.Mount(ctx, key, id, target, ids)

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -23,7 +24,7 @@ type Images interface {
 	Get(ctx context.Context, ref string) (*image.Image, error)
 	Mount(ctx context.Context, key, imageID, target string, ids *image.IDMap) error
 	MountVolume(ctx context.Context, key, imageID, target string, ids *image.IDMap) error
-	CheckIDMap() error
+	CheckIDMap(userns *os.File) error
 	Unmount(ctx context.Context, key, target string) error
 	Snapshots(ctx context.Context) ([]string, error)
 	WritableUsage(ctx context.Context, id string) (image.Usage, error)

@@ -75,6 +75,9 @@ func TestUserNamespace(t *testing.T) {
 	const root = 200000
 	d := newDaemon(t, "")
 	d.addNetwork(t)
+	// containerd's library leaves the pidfd of a child that it has waited for to the
+	// garbage collector.
+	d.held = append(d.held, "anon_inode", "anon_inode")
 	check(t, os.Chmod(d.dir, 0o711)) // as the directories that are used by default
 	ids := []*runtime.IDMapping{{HostId: root, Length: 65536}}
 	p := d.runPod(t, func(c *runtime.PodSandboxConfig) {
