@@ -142,13 +142,14 @@ func TestAttach(t *testing.T) {
 		t.Errorf("log %q", got)
 	}
 	n.is(n.Attach(t.Context(), c.ID, stdio.Streams{}), errdefs.IsFailedPrecondition, "stopped, not running")
-	n.is(n.Attach(t.Context(), "77", stdio.Streams{}), errdefs.IsNotFound, `"77"`)
+	n.is(n.Attach(t.Context(), "zz", stdio.Streams{}), errdefs.IsNotFound, `"zz"`)
 }
 
 func TestAttachToStderr(t *testing.T) {
 	n := newNode(t)
 	c := n.startWith(n.runPod("p"), "c", withStdin, "sleep")
 	u := n.attach(c)
+	u.write("nothing is taken before the client is attached\n")
 	w, err := stdio.Create(n.containerDir(c.ID) + "/stderr")
 	n.must(err)
 	_, err = w.WriteString("oh\n")
@@ -214,10 +215,16 @@ func TestUnreadInputLeavesNothing(t *testing.T) {
 			t.Errorf("%s: the client has written all: %v", name, err)
 		}
 		n.must(n.StopContainer(t.Context(), c.ID, 0))
-		for end := time.Now().Add(10 * time.Second); len(entries("/proc/self/fd")) > open; time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("%s: %d open files, %d before", name, len(entries("/proc/self/fd")), open)
-			}
+		n.filesLeft(open)
+	}
+}
+
+// filesLeft waits until no more files are open than so many.
+func (n *node) filesLeft(open int) {
+	n.t.Helper()
+	for end := time.Now().Add(10 * time.Second); len(entries("/proc/self/fd")) > open; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			n.t.Fatalf("%d open files, %d before", len(entries("/proc/self/fd")), open)
 		}
 	}
 }
@@ -370,6 +377,8 @@ func TestExec(t *testing.T) {
 func TestExecWhoseClientVanishes(t *testing.T) {
 	n := newNode(t)
 	c := n.start(n.runPod("p"), "c", "sleep")
+	_, err := n.ExecSync(t.Context(), c.ID, []string{"print", "x"}, 0) // what waits for the container has its connection too
+	n.must(err)
 	open := len(entries("/proc/self/fd"))
 	for _, tt := range []struct {
 		tty  bool
@@ -391,9 +400,7 @@ func TestExecWhoseClientVanishes(t *testing.T) {
 			n.must(sandbox.Signal(t.Context(), c.ID, p.PID, unix.SIGKILL, runsc.ToGroup))
 		}
 	}
-	if now := len(entries("/proc/self/fd")); now > open {
-		t.Errorf("%d open files, %d before", now, open)
-	}
+	n.filesLeft(open)
 	if c.State() != proc.Running {
 		t.Errorf("container %s", c.State())
 	}
