@@ -2,6 +2,7 @@ package proc
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"syscall"
@@ -47,60 +48,45 @@ const hangupGrace = time.Second
 // go on.
 func (e *Exec) Hangup(ctx context.Context) error {
 	groups, err := e.groups(ctx)
-	if err != nil {
-		return err
-	}
-	for _, sig := range []syscall.Signal{unix.SIGHUP, unix.SIGCONT} {
-		for g := range groups {
-			if err := e.killGroup(ctx, g, sig); err != nil {
-				return err
-			}
-		}
-	}
+	err = errors.Join(err, e.killGroups(ctx, groups, unix.SIGHUP), e.killGroups(ctx, groups, unix.SIGCONT))
 	grace := time.NewTimer(hangupGrace)
 	defer grace.Stop()
 	select {
 	case <-e.done:
 	case <-grace.C:
 	case <-ctx.Done():
-		return ctx.Err()
 	}
-	return e.killSession(ctx, groups)
+	return errors.Join(err, e.killSession(ctx, groups))
 }
 
 // killSession kills the groups, and those that are there besides. What is
 // stopped makes no new ones; so they are stopped until there is no new one.
 func (e *Exec) killSession(ctx context.Context, groups map[int]bool) error {
-	for stopped := map[int]bool{}; len(stopped) < len(groups); {
-		for g := range groups {
-			if stopped[g] {
-				continue
-			}
-			if err := e.killGroup(ctx, g, unix.SIGSTOP); err != nil {
-				return err
-			}
-			stopped[g] = true
-		}
-		more, err := e.groups(ctx)
-		if err != nil {
-			return err
-		}
+	var err error
+	for before := 0; before < len(groups) && err == nil; {
+		before = len(groups)
+		err = e.killGroups(ctx, groups, unix.SIGSTOP)
+		more, unlisted := e.groups(ctx)
+		err = errors.Join(err, unlisted)
 		maps.Copy(groups, more)
 	}
+	return errors.Join(err, e.killGroups(ctx, groups, unix.SIGKILL))
+}
+
+func (e *Exec) killGroups(ctx context.Context, groups map[int]bool, sig syscall.Signal) error {
+	var errs []error
 	for g := range groups {
-		if err := e.killGroup(ctx, g, unix.SIGKILL); err != nil {
-			return err
-		}
+		errs = append(errs, e.killGroup(ctx, g, sig))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // groups returns the process group of the process and those of its descendants
 // with a terminal. Once it has ended what it has started belongs to others.
 func (e *Exec) groups(ctx context.Context) (map[int]bool, error) {
 	all, err := e.init.control.Processes(ctx, e.init.ID)
-	if err != nil && !errdefs.IsUnavailable(err) && !errdefs.IsNotFound(err) {
-		return nil, err
+	if errdefs.IsUnavailable(err) || errdefs.IsNotFound(err) { // gone
+		err = nil
 	}
 	groups, family := map[int]bool{e.pid: true}, []int{e.pid}
 	for i := 0; i < len(family); i++ {
@@ -113,5 +99,5 @@ func (e *Exec) groups(ctx context.Context) (map[int]bool, error) {
 			}
 		}
 	}
-	return groups, nil
+	return groups, err
 }

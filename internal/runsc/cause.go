@@ -74,7 +74,8 @@ var kinds = []struct {
 	{"not started", errdefs.ErrFailedPrecondition},
 	{"has stopped", errdefs.ErrFailedPrecondition},
 	{"no such process", errdefs.ErrNotFound},
-	{"not found", errdefs.ErrNotFound}, // container "…" not found
+	{"not found", errdefs.ErrNotFound},                    // container "…" not found
+	{"does not belong to container", errdefs.ErrNotFound}, // process group
 	{"unknown method", errdefs.ErrNotImplemented},
 }
 

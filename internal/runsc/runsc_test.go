@@ -319,6 +319,7 @@ func TestKindsOfErrors(t *testing.T) {
 		`container "x" not found`:                                                   errdefs.ErrNotFound,
 		"no such process with PID 7":                                                errdefs.ErrNotFound,
 		"no such process group with PGID 7":                                         errdefs.ErrNotFound,
+		`process group 7 does not belong to container "x"`:                          errdefs.ErrNotFound,
 		"unknown method":                                                            errdefs.ErrNotImplemented,
 		"something that nobody has ever heard about":                                nil,
 	} {

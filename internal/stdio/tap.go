@@ -12,9 +12,8 @@ import (
 )
 
 // tapLimit is how much of a stream waits for a client that is slower, in bytes,
-// besides what is being written to it.
-// With 1 MiB a client on the same machine was cut off in a flood of output when
-// the processors were busy.
+// besides what is being written to it. With 1 MiB a client on the same machine was
+// cut off in a flood of output when the processors were busy.
 const tapLimit = 8 << 20
 
 // Tap is one client of a stream: it gets what the stream reads from now on. It

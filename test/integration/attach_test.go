@@ -153,8 +153,8 @@ func TestTerminalContainer(t *testing.T) {
 	d := newDaemon(t, noNetwork)
 	c := d.runPod(t).run(t, "", withTerminal)
 	s, watcher := c.attach(t, true), c.attach(t, false)
-	s.write("stty size; sleep 1001\n")
-	s.expect("24 80\r\n")
+	s.press("stty size\n", "24 80\r\n")
+	s.write("sleep 1001\n")
 	s.running(c, "sleep 1001")
 	s.write("\x03")
 	s.expect("^C\r\n")
@@ -163,10 +163,10 @@ func TestTerminalContainer(t *testing.T) {
 	s.write("\x1a")
 	s.expect("Stopped")
 	s.write("fg\n")
-	s.running(c, "sleep 1002")
+	s.expect("fg\r\nsleep 1002\r\n")
 	s.sizes <- remotecommand.TerminalSize{Width: 90, Height: 30}
-	s.write("\x03stty size\n")
-	s.expect("30 90\r\n")
+	s.press("\x03", "# ")
+	s.press("stty size\n", "30 90\r\n")
 	// The shell does not end with its users.
 	s.hangUp()
 	<-s.ended

@@ -134,21 +134,33 @@ func (s *session) write(text string) {
 	check(s.t, err)
 }
 
+// press types a key, or a line, until the session has written text: what was asked
+// for before, as a new size or a job in the foreground, comes a moment later.
+func (s *session) press(key, text string) {
+	s.t.Helper()
+	eventually(s.t, fmt.Sprintf("output %q", text), func() error {
+		s.write(key)
+		return s.find(text)
+	})
+}
+
 // expect waits until the session has written text, behind what was expected
 // before.
 func (s *session) expect(text string) {
 	s.t.Helper()
-	eventually(s.t, fmt.Sprintf("output %q", text), func() error {
-		s.stdout.mu.Lock()
-		defer s.stdout.mu.Unlock()
-		rest := s.stdout.text.Bytes()[s.stdout.seen:]
-		i := bytes.Index(rest, []byte(text))
-		if i < 0 {
-			return fmt.Errorf("it is %.1000q", rest)
-		}
-		s.stdout.seen += i + len(text)
-		return nil
-	})
+	eventually(s.t, fmt.Sprintf("output %q", text), func() error { return s.find(text) })
+}
+
+func (s *session) find(text string) error {
+	s.stdout.mu.Lock()
+	defer s.stdout.mu.Unlock()
+	rest := s.stdout.text.Bytes()[s.stdout.seen:]
+	i := bytes.Index(rest, []byte(text))
+	if i < 0 {
+		return fmt.Errorf("it is %.1000q", rest)
+	}
+	s.stdout.seen += i + len(text)
+	return nil
 }
 
 // code waits for the end of the session and returns the exit code.

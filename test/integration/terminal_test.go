@@ -12,8 +12,8 @@ func TestShell(t *testing.T) {
 	c := d.runPod(t).run(t, forever)
 	s := c.terminal(t, "/bin/sh")
 	s.expect("# ")
-	s.write("stty size; echo $TERM; tty\n")
-	s.expect("24 80\r\n")
+	s.press("stty size\n", "24 80\r\n")
+	s.write("echo $TERM\n")
 	s.expect("xterm\r\n")
 
 	s.write("sleep 1001; echo interrupted $?\n")
@@ -36,8 +36,7 @@ func TestShell(t *testing.T) {
 	s.write("jobs; fg\n")
 	s.expect("Stopped")
 	s.expect("sleep 1002\r\n")
-	s.write("\x1c")
-	s.expect("Quit")
+	s.press("\x1c", "Quit")
 	s.write("exit 42\n")
 	if code := s.code(); code != 42 {
 		t.Errorf("exit code %d", code)
