@@ -31,12 +31,11 @@ func OpenTerminal(sizes <-chan Size) (master, slave *os.File, err error) {
 	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("terminal: %w", err), master.Close())
 	}
-	// By its path it might be of another instance of devpts.
-	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
-	if errno != 0 {
-		return nil, nil, errors.Join(fmt.Errorf("terminal: %w", errno), master.Close())
+	peer, err := openSlave(fd)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("terminal: %w", err), master.Close())
 	}
-	slave = os.NewFile(peer, "terminal")
+	slave = os.NewFile(uintptr(peer), "terminal")
 	select {
 	case s, ok := <-sizes:
 		if ok {
@@ -48,6 +47,16 @@ func OpenTerminal(sizes <-chan Size) (master, slave *os.File, err error) {
 		return nil, nil, errors.Join(err, slave.Close(), master.Close())
 	}
 	return master, slave, nil
+}
+
+// openSlave opens the slave of a master. By its path it might be that of another
+// instance of devpts.
+func openSlave(master int) (int, error) {
+	fd, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(fd), nil
 }
 
 // NewTerminal returns the terminal of a master, which stays its owner's. signal
@@ -83,12 +92,26 @@ func (t *Terminal) Write(b []byte) (n int, err error) {
 			return n, err
 		}
 		if sig != 0 {
-			// Behind the write, which has echoed the character and dropped what
-			// was typed before.
+			t.settle()
 			t.signal(sig)
 		}
 	}
 	return n, nil
+}
+
+// settle waits until the kernel has taken in what was typed. It does so behind the
+// write, echoes a character that makes a signal, and drops what is on its way in
+// both directions: output that the signal brings about must not be among it.
+func (t *Terminal) settle() {
+	_ = t.control(func(fd int) error {
+		slave, err := openSlave(fd)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(slave)
+		_, err = unix.Poll([]unix.PollFd{{Fd: int32(slave), Events: unix.POLLIN}}, 0)
+		return err
+	})
 }
 
 // scan returns the length of b up to its first character that makes a signal, and

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -85,6 +86,25 @@ func TestControlCharacters(t *testing.T) {
 				t.Errorf("the process reads %q, %v, want %q", got, err, test.read)
 			}
 		})
+	}
+}
+
+// The kernel drops what is written while it takes in a ^C that was typed before.
+func TestSignalComesBehindTheEcho(t *testing.T) {
+	u := newUser(t, func(*unix.Termios) {})
+	const answer = "interrupted"
+	u.signal = func(unix.Signal) { _, _ = u.slave.WriteString(answer) }
+	for range 2000 {
+		if _, err := u.Write([]byte("\x03")); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, len("^C"+answer))
+		if err := u.master.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := io.ReadFull(u.master, b); string(b) != "^C"+answer {
+			t.Fatalf("the user sees %q, %v", b[:n], err)
+		}
 	}
 }
 
