@@ -100,7 +100,7 @@ func TestLargeOutput(t *testing.T) {
 func TestVanish(t *testing.T) {
 	d := newDaemon(t, noNetwork)
 	c := d.runPod(t).run(t, forever)
-	before := c.commands(t)
+	before := c.settled(t)
 	gone := func(t *testing.T, s *session, more ...string) {
 		t.Helper()
 		s.hangUp()
@@ -148,7 +148,7 @@ func TestVanish(t *testing.T) {
 func TestManySessions(t *testing.T) {
 	d := newDaemon(t, noNetwork)
 	c := d.runPod(t).run(t, forever)
-	before := c.commands(t)
+	before := c.settled(t)
 	var wg sync.WaitGroup
 	for i := range 300 {
 		var s *session

@@ -207,3 +207,16 @@ func (c *container) commands(t *testing.T) []string {
 	slices.Sort(found)
 	return found
 }
+
+// settled are the commands of a container that runs forever, once it has started
+// them both.
+func (c *container) settled(t *testing.T) (found []string) {
+	t.Helper()
+	eventually(t, "the container sleeps", func() error {
+		if found = c.commands(t); len(found) != 2 {
+			return errors.New(strings.Join(found, ", "))
+		}
+		return nil
+	})
+	return found
+}
