@@ -101,25 +101,27 @@ func (s *Stream) run(ctx context.Context) {
 	defer s.release()
 	defer context.AfterFunc(ctx, s.wake)()
 
-	err := s.follow(ctx)
+	// What has been read is not in the pipe any more for the next daemon, so
+	// writing it goes on for a while when ctx has ended.
+	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(retryAfter, cancel) })()
+
+	err := s.follow(ctx, late)
 	if err == nil && s.exited.Load() {
-		err = s.drain(ctx)
+		err = s.drain(late)
 	}
-	if err == nil && ctx.Err() != nil {
-		// The begun line is not in the pipe any more for the next daemon.
-		short, cancel := context.WithTimeout(context.WithoutCancel(ctx), retryAfter)
-		defer cancel()
-		err = s.flush(short)
-	} else if err == nil {
-		err = s.flush(ctx)
+	if err == nil {
+		err = s.flush(late)
 	}
 	if err != nil && ctx.Err() == nil {
 		logrus.WithError(err).WithFields(logrus.Fields{"path": s.log.path, "stream": s.name}).Warn("output is not logged any more")
 	}
 }
 
-// follow logs output as it arrives, until its end or until it is told to stop.
-func (s *Stream) follow(ctx context.Context) error {
+// follow logs output as it arrives, until its end or until it is told to stop. late
+// is for what has been read by then.
+func (s *Stream) follow(ctx, late context.Context) error {
 	take := s.take // one closure for all reads
 	stopped := func() bool { return ctx.Err() != nil || s.exited.Load() }
 	var last time.Time // something was read
@@ -145,12 +147,12 @@ func (s *Stream) follow(ctx context.Context) error {
 			if stopped() {
 				return nil
 			}
-			err = s.flush(ctx)
+			err = s.flush(late)
 		case err == nil && s.n == 0:
 			return nil
 		case err == nil:
 			full := s.buf.begun+s.n == len(s.buf.in)
-			err = s.write(ctx)
+			err = s.write(late)
 			if now := time.Now(); !full && now.Sub(last) < gather {
 				// An end of ctx is seen at once behind this.
 				_ = sleep(ctx, gather)
