@@ -153,7 +153,7 @@ func (r *Registry) recoverPod(ctx context.Context, p *Pod, containers map[string
 		asked = &runtime.RunPodSandboxRequest{Config: p.Config(), RuntimeHandler: p.Facts().Requested}
 	}
 	r.podNames.keep(podName(p.Config().Metadata), p.ID, asked)
-	// One that hangs is asked no longer than this for all of its containers.
+	// One that hangs is waited for no longer than this, with all of its containers.
 	asking, cancel := context.WithTimeout(ctx, r.signalTimeout)
 	defer cancel()
 	for id, rec := range containers {
@@ -163,12 +163,23 @@ func (r *Registry) recoverPod(ctx context.Context, p *Pod, containers map[string
 		}
 	}
 	f := p.Facts()
-	if !f.StoppedAt.IsZero() && !f.Released {
+	log.WithField("state", p.State()).Info("pod recovered")
+	if f.StoppedAt.IsZero() || f.Released {
+		return
+	}
+	// A plugin that hangs does not hold up the start. The pod is known to be
+	// stopped, and whoever stops it again waits for this.
+	undone := make(chan struct{})
+	go func() {
+		defer close(undone)
 		if err := p.stop(ctx); err != nil {
 			log.WithError(err).Error("pod that was not undone")
 		}
+	}()
+	select {
+	case <-undone:
+	case <-asking.Done():
 	}
-	log.WithField("state", p.State()).Info("pod recovered")
 }
 
 // recover watches a sandbox again. One of an earlier boot, and one that

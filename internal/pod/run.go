@@ -172,11 +172,14 @@ func (r *Registry) StopContainer(ctx context.Context, id string, timeout time.Du
 		return nil
 	}
 	if timeout > 0 {
-		if err := c.signal(ctx, syscall.Signal(c.Facts().Signal), false); err != nil {
-			logrus.WithField("container", c.ID).WithError(err).Warn("stop signal")
-		}
+		// From here on, so that a sandbox that hangs is given no more.
 		grace := time.NewTimer(timeout)
 		defer grace.Stop()
+		short, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		if err := c.signal(short, syscall.Signal(c.Facts().Signal), false); err != nil {
+			logrus.WithField("container", c.ID).WithError(err).Warn("stop signal")
+		}
 		select {
 		case <-c.ended:
 			return nil
@@ -195,12 +198,12 @@ func (c *Container) kill(ctx context.Context) error {
 	default:
 		c.killed.Store(true)
 	}
+	overdue := time.NewTimer(c.Pod.home.killTimeout)
+	defer overdue.Stop()
 	if err := c.signal(ctx, unix.SIGKILL, true); err != nil {
 		logrus.WithField("container", c.ID).WithError(err).Warn("kill signal")
 	}
 	for last := false; ; last = true {
-		overdue := time.NewTimer(c.Pod.home.killTimeout)
-		defer overdue.Stop()
 		select {
 		case <-c.ended:
 			return nil
@@ -215,6 +218,7 @@ func (c *Container) kill(ctx context.Context) error {
 		if err := c.Pod.init.Kill(ctx, unix.SIGKILL, true); err != nil {
 			return err
 		}
+		overdue.Reset(c.Pod.home.killTimeout)
 	}
 }
 

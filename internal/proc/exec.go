@@ -60,8 +60,12 @@ func (p *Init) Exec(ctx context.Context, c ExecConfig) (*Exec, error) {
 // ends with the process, or with the sandbox.
 func (e *Exec) watch() {
 	defer close(e.done)
-	e.status, e.err = e.init.control.WaitExec(context.Background(), e.init.ID, e.pid)
-	if errdefs.IsUnavailable(e.err) {
+	alive := e.init.alive
+	if e.init.Sandbox != nil {
+		alive = e.init.Sandbox.alive
+	}
+	e.status, e.err = e.init.control.WaitExec(alive, e.init.ID, e.pid)
+	if errdefs.IsUnavailable(e.err) || alive.Err() != nil {
 		e.status, e.err = killed, nil // it ended with the sandbox
 	}
 }

@@ -61,6 +61,10 @@ type Init struct {
 	once sync.Once
 	exit Exit // read after done
 
+	// alive ends a while after the sandbox has, by end; root only.
+	alive context.Context
+	end   context.CancelFunc
+
 	mu sync.Mutex
 	// +checklocks:mu
 	process *monitor.Process // root only
@@ -73,14 +77,23 @@ func newInit(c CreateConfig, m ProcessMonitor) *Init {
 	if c.Sandbox != nil {
 		sandbox = c.Sandbox.ID
 	}
-	return &Init{
+	p := &Init{
 		CreateConfig: c,
 		life:         NewLife(Creating),
 		control:      c.Runtime.Control(sandbox),
 		monitor:      m,
 		done:         make(chan struct{}),
 	}
+	if c.Sandbox == nil {
+		p.alive, p.end = context.WithCancel(context.Background())
+	}
+	return p
 }
+
+// endGrace is how long a call to a sandbox may go on when that has ended. A call
+// notices the end by itself, unless the runsc that makes it hangs, or somebody
+// else has the control socket.
+const endGrace = time.Second
 
 // State returns the present state.
 func (p *Init) State() State { return p.life.State() }
@@ -156,7 +169,7 @@ func (p *Init) adopt(host HostProcess) error {
 // is about the command itself. After an error Delete removes what the start has
 // left, which is something only if it was cut off.
 func (p *Init) Start(ctx context.Context, stdio runsc.Stdio) error {
-	return p.start(ctx, func() error {
+	return p.start(ctx, func(ctx context.Context) error {
 		if p.Sandbox == nil {
 			return p.Runtime.Start(ctx, p.ID, p.config())
 		}
@@ -167,20 +180,26 @@ func (p *Init) Start(ctx context.Context, stdio runsc.Stdio) error {
 // StartTerminal is Start for the process of a sub container that has a terminal.
 // It returns the terminal's master, which is the caller's.
 func (p *Init) StartTerminal(ctx context.Context) (master *os.File, err error) {
-	err = p.start(ctx, func() (err error) {
+	err = p.start(ctx, func(ctx context.Context) (err error) {
 		master, err = p.Runtime.RunTerminal(ctx, p.ID, p.Bundle)
 		return err
 	})
 	return master, err
 }
 
-func (p *Init) start(ctx context.Context, run func() error) error {
+func (p *Init) start(ctx context.Context, run func(context.Context) error) error {
 	end, err := p.life.Begin(ctx, OpStart)
 	if err != nil {
 		return err
 	}
 	defer end()
-	if err := run(); err != nil {
+	if p.Sandbox != nil {
+		limited, cancel := context.WithCancelCause(ctx)
+		defer context.AfterFunc(p.Sandbox.alive, func() { cancel(errSandboxEnded) })()
+		defer cancel(nil)
+		ctx = limited
+	}
+	if err := run(ctx); err != nil {
 		return err
 	}
 	if p.Sandbox != nil {
@@ -190,13 +209,13 @@ func (p *Init) start(ctx context.Context, run func() error) error {
 	return nil
 }
 
+var errSandboxEnded = fmt.Errorf("the sandbox has ended: %w", errdefs.ErrUnavailable)
+
 // watch waits for the end of a sub container's process. A call that fails for
 // another reason than the sandbox's end is repeated.
 func (p *Init) watch() {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 10*time.Second) {
-		status, err := p.control.Wait(ctx, p.ID)
+		status, err := p.control.Wait(p.Sandbox.alive, p.ID)
 		if err == nil {
 			exit := Exit{Status: status, At: time.Now(), Known: true}
 			p.killRest()
@@ -241,6 +260,9 @@ func (p *Init) exited(e Exit) {
 		p.exit = e
 		p.life.Advance(Stopped)
 		close(p.done)
+		if p.Sandbox == nil {
+			time.AfterFunc(endGrace, p.end)
+		}
 	})
 }
 
@@ -264,13 +286,20 @@ func (p *Init) Recover(ctx context.Context, host HostProcess) error {
 		return nil
 	default:
 	}
-	state, err := p.control.State(ctx, p.ID)
-	if err == nil && (state == runsc.StateUnknown || state == runsc.StateCreated) {
+	// What runsc knows to be started needs no asking: a sandbox that hangs holds
+	// up nobody. Where a start was cut off only the sandbox knows; without an
+	// answer it was not started.
+	state := p.Runtime.SavedState(p.ID)
+	if state == runsc.StateCreated {
+		if answer, err := p.control.State(ctx, p.ID); err == nil {
+			state = answer
+		}
+	}
+	if state == runsc.StateUnknown || state == runsc.StateCreated {
 		p.life.Advance(Created)
 		// Half a start would be in the way of the next.
 		return p.Runtime.Delete(ctx, p.ID)
 	}
-	// Without an answer the sandbox is dying or hangs; the watch copes with both.
 	p.life.Advance(Running)
 	go p.watch()
 	return nil
@@ -356,15 +385,7 @@ func (p *Init) deleteSandbox(ctx context.Context) error {
 			return fmt.Errorf("sandbox process %d survives SIGKILL: %w", p.Host().PID, ctx.Err())
 		}
 	}
-	if err := p.Runtime.Delete(ctx, p.ID); err != nil {
-		return err
-	}
-	if process == nil {
-		if err := p.Runtime.Reclaim(ctx, p.ID, p.Bundle); err != nil {
-			return err
-		}
-	}
-	return p.Runtime.Forget(p.ID)
+	return p.Runtime.Purge(ctx, p.ID, p.Bundle, process == nil)
 }
 
 func (p *Init) deleteContainer(ctx context.Context) error {

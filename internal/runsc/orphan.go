@@ -13,8 +13,32 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 )
+
+// deleteTimeout is how long runsc may take to delete a sandbox that is dead. It
+// needs some 30 ms.
+const deleteTimeout = 10 * time.Second
+
+// Purge removes all that runsc keeps of the sandbox id and of its containers. It
+// asks runsc to, and does it by itself where runsc fails or hangs: a binary that
+// is sick or gone, or whoever has the sandbox's socket, must not keep a pod for
+// ever. orphan says that there may be processes that nobody watches.
+func (r *Runtime) Purge(ctx context.Context, id, bundle string, orphan bool) error {
+	short, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
+	err := r.Delete(short, id)
+	if err != nil {
+		logrus.WithField("pod", id).WithError(err).Warn("sandbox is removed without runsc")
+	}
+	if err != nil || orphan {
+		if err := r.Reclaim(ctx, id, bundle); err != nil {
+			return err
+		}
+	}
+	return r.Forget(id)
+}
 
 // Reclaim ends and removes what a Create that was cut off has left: its own
 // process, if it still runs, the sandbox without a state file, and their
