@@ -18,6 +18,9 @@ import (
 const (
 	// InterfaceName is that of a pod's interface.
 	InterfaceName = "eth0"
+	// statusTimeout bounds the question whether the network is ready: the kubelet
+	// asks every few seconds, and again before each pod.
+	statusTimeout = 10 * time.Second
 	// undoTimeout bounds the DEL after a failed ADD.
 	undoTimeout = 30 * time.Second
 )
@@ -42,7 +45,7 @@ type CNI struct {
 func NewCNI(o Options) *CNI {
 	return &CNI{
 		options: o,
-		lib:     libcni.NewCNIConfigWithCacheDir(o.BinDirs, o.CacheDir, &plugins{}),
+		lib:     libcni.NewCNIConfigWithCacheDir(o.BinDirs, o.CacheDir, &plugins{timeout: pluginTimeout}),
 	}
 }
 
@@ -59,6 +62,8 @@ func (c *CNI) Status(ctx context.Context) error {
 			return fmt.Errorf("network %s: no plugin %q in %s", list.Name, p.Network.Type, strings.Join(c.options.BinDirs, ", "))
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
 	if err := c.lib.GetStatusNetworkList(ctx, list); err != nil {
 		return fmt.Errorf("network %s: %w", list.Name, err)
 	}

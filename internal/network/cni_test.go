@@ -10,8 +10,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/libcni"
 	"golang.org/x/sys/unix"
 )
 
@@ -134,6 +136,41 @@ func TestDeadlineKillsPluginAndChildren(t *testing.T) {
 		t.Error(err)
 	}
 	f.expect("ADD  p1", "DEL  p1")
+}
+
+// A plugin that hangs is named, with the call, and does not hold up its pod for ever.
+func TestAPluginThatHangsIsKilled(t *testing.T) {
+	for _, command := range []string{"ADD", "DEL", "STATUS"} {
+		t.Run(command, func(t *testing.T) {
+			f := newFake(t)
+			f.lib = libcni.NewCNIConfigWithCacheDir(f.options.BinDirs, f.options.CacheDir, &plugins{timeout: time.Second})
+			alive := filepath.Join(t.TempDir(), "alive")
+			if err := unix.Mkfifo(alive, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			reader, err := os.OpenFile(alive, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer reader.Close()
+			f.configure("10.conflist", "net", "1.1.0", fakeConf{Hang: command, Alive: alive, IPs: one})
+			pod := Pod{ID: "p1"}
+			switch command {
+			case "ADD":
+				_, err = f.Add(t.Context(), pod)
+			case "DEL":
+				if _, err := f.Add(t.Context(), pod); err != nil {
+					t.Fatal(err)
+				}
+				err = f.Del(t.Context(), pod)
+			case "STATUS":
+				err = f.Status(t.Context())
+			}
+			if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "network net") || !strings.Contains(err.Error(), "fake: killed: "+command+" took longer") {
+				t.Errorf("%s: %v", command, err)
+			}
+		})
+	}
 }
 
 func TestDelIsRepeatable(t *testing.T) {

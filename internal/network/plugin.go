@@ -21,6 +21,10 @@ const (
 	// stdoutDelay is how long a dead plugin's output may be held open by a
 	// child that has left its process group.
 	stdoutDelay = time.Second
+	// pluginTimeout is how long one call of a plugin may take. The client that
+	// waits for a pod's creation or stop waits longer, so it is told which
+	// plugin hangs.
+	pluginTimeout = time.Minute
 	// maxStderr is how much of a failed plugin's last words an error has.
 	maxStderr = 1 << 10
 )
@@ -28,7 +32,10 @@ const (
 // plugins runs CNI plugins for libcni. Unlike libcni's own it kills a plugin
 // together with its process group (IPAM plugins, iptables), and always keeps
 // what a failed one wrote to stderr.
-type plugins struct{ version.PluginDecoder }
+type plugins struct {
+	version.PluginDecoder
+	timeout time.Duration // of one call
+}
 
 var _ invoke.Exec = (*plugins)(nil)
 
@@ -39,7 +46,16 @@ func (*plugins) FindInPath(plugin string, dirs []string) (string, error) {
 
 // ExecPlugin runs a plugin and returns its output. The error wraps ctx's if
 // that ended the plugin, and the plugin's own *types.Error if it gave one.
-func (*plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+func (p *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+	call := "" // ADD, DEL …
+	for _, v := range env {
+		if name, value, _ := strings.Cut(v, "="); name == "CNI_COMMAND" {
+			call = value
+		}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout,
+		fmt.Errorf("%s took longer than %v: %w", call, p.timeout, context.DeadlineExceeded))
+	defer cancel()
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env = env

@@ -172,7 +172,7 @@ func (r *Registry) recoverPod(ctx context.Context, p *Pod, containers map[string
 	undone := make(chan struct{})
 	go func() {
 		defer close(undone)
-		if err := p.stop(ctx); err != nil {
+		if err := p.stop(ctx, p.disconnect); err != nil {
 			log.WithError(err).Error("pod that was not undone")
 		}
 	}()

@@ -36,6 +36,9 @@ func (r *Registry) StartContainer(ctx context.Context, id string) error {
 		return fmt.Errorf("container %s: %w", c.ID, err)
 	}
 	defer unlock()
+	if _, err := r.Container(c.ID); err != nil {
+		return err // removed meanwhile
+	}
 	if s := c.State(); s != proc.Created {
 		return fmt.Errorf("container %s: %s, not created: %w", c.ID, s, errdefs.ErrFailedPrecondition)
 	}

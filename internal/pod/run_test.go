@@ -297,12 +297,42 @@ func TestAStopThatFailsIsRepeated(t *testing.T) {
 	id := n.runPod("p")
 	n.network.delErr = errFault
 	for range 2 {
-		n.is(n.StopPod(t.Context(), id), func(err error) bool { return errors.Is(err, errFault) }, id)
+		n.is(n.StopPod(t.Context(), id), isFault, id)
 	}
-	n.is(n.RemovePod(t.Context(), id), func(err error) bool { return errors.Is(err, errFault) }, id)
 	n.network.delErr = nil
+	n.must(n.StopPod(t.Context(), id))
+	if left := n.network.ids(); len(left) > 0 {
+		t.Errorf("attached: %v", left)
+	}
 	n.must(n.RemovePod(t.Context(), id))
 	n.nothing()
+}
+
+// A network that will never be released again must not keep the pod for ever. It is
+// tried again at the next start.
+func TestRemovalDoesNotWaitForTheNetwork(t *testing.T) {
+	n := newNode(t)
+	id := n.runPod("p")
+	n.network.delErr = errFault
+	n.is(n.StopPod(t.Context(), id), isFault, id)
+	n.must(n.RemovePod(t.Context(), id))
+	n.nothing("attached " + id)
+	n.network.delErr = nil
+	n.crash()
+	n.open()
+	n.nothing()
+}
+
+// A start that waits while the container is removed does not start it.
+func TestStartOfARemovedContainer(t *testing.T) {
+	n := newNode(t)
+	c := n.create(n.runPod("p"), "c", "sleep")
+	c.release <- struct{}{} // a removal is under way
+	failed := make(chan error, 1)
+	go func() { failed <- n.StartContainer(t.Context(), c.ID) }()
+	n.must(c.forget(t.Context()))
+	<-c.release
+	n.is(<-failed, errdefs.IsNotFound, c.ID)
 }
 
 // Whoever watched an object may still write down how it ended when the object

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -31,10 +32,11 @@ func (r *Registry) StopPod(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return p.stop(ctx)
+	return p.stop(ctx, p.disconnect)
 }
 
-func (p *Pod) stop(ctx context.Context) error {
+// stop gives the pod up, its network by disconnect.
+func (p *Pod) stop(ctx context.Context, disconnect func(context.Context) error) error {
 	if p.Facts().Released {
 		return nil
 	}
@@ -48,7 +50,7 @@ func (p *Pod) stop(ctx context.Context) error {
 	if p.Facts().Released {
 		return nil
 	}
-	if err := p.giveUp(ctx); err != nil {
+	if err := p.giveUp(ctx, disconnect); err != nil {
 		return fmt.Errorf("stop of pod sandbox %s: %w", p.ID, err)
 	}
 	return p.update(func(f *podRecord) {
@@ -60,7 +62,7 @@ func (p *Pod) stop(ctx context.Context) error {
 }
 
 // giveUp ends the sandbox with all in it and takes its network away.
-func (p *Pod) giveUp(ctx context.Context) error {
+func (p *Pod) giveUp(ctx context.Context, disconnect func(context.Context) error) error {
 	select {
 	case <-p.init.Done(): // by itself
 	default:
@@ -74,25 +76,50 @@ func (p *Pod) giveUp(ctx context.Context) error {
 	var g errgroup.Group
 	g.Go(func() error { return p.init.Delete(ctx) })
 	if !hostNetwork(p.Config()) {
-		g.Go(func() error {
-			return errors.Join(p.home.Network.Del(ctx, p.network()), network.RemoveNS(p.home.netNS(p.ID)))
-		})
+		g.Go(func() error { return errors.Join(disconnect(ctx), network.RemoveNS(p.home.netNS(p.ID))) })
 	}
 	err = errors.Join(err, g.Wait())
-	for _, c := range p.home.ContainersOf(p) {
-		if c.State() != proc.Running {
-			continue
-		}
-		select {
-		case <-c.ended:
-		case <-ctx.Done():
-			err = errors.Join(err, fmt.Errorf("container %s has not ended: %w", c.ID, ctx.Err()))
-		}
-	}
 	if err == nil && p.ended != nil {
 		<-p.ended // at once, for the sandbox is deleted
 	}
+	for _, c := range p.home.ContainersOf(p) {
+		err = errors.Join(err, c.awaitEnd(ctx))
+	}
 	return err
+}
+
+// awaitEnd waits until the end of a container is told whose sandbox has ended, also
+// of one that is just being started.
+func (c *Container) awaitEnd(ctx context.Context) error {
+	unlock, err := lock(ctx, c.release)
+	if err != nil {
+		return fmt.Errorf("container %s: %w", c.ID, err)
+	}
+	unlock()
+	if c.State() != proc.Running {
+		return nil
+	}
+	select {
+	case <-c.ended:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("container %s has not ended: %w", c.ID, ctx.Err())
+	}
+}
+
+// disconnect releases what the network holds for the pod.
+func (p *Pod) disconnect(ctx context.Context) error {
+	return p.home.Network.Del(ctx, p.network())
+}
+
+// abandonNetwork is disconnect for a pod that is removed: a plugin that will never
+// work again must not keep the pod for ever. What is not released stays on record
+// with the network, and is tried again at the start of the daemon.
+func (p *Pod) abandonNetwork(ctx context.Context) error {
+	if err := p.disconnect(ctx); err != nil {
+		logrus.WithField("pod", p.ID).WithError(err).Error("pod is removed without its network being released")
+	}
+	return nil
 }
 
 // RemovePod stops a pod and removes it with its containers. It may be repeated;
@@ -105,7 +132,7 @@ func (r *Registry) RemovePod(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if err := p.stop(ctx); err != nil {
+	if err := p.stop(ctx, p.abandonNetwork); err != nil {
 		return err
 	}
 	var g errgroup.Group
@@ -135,7 +162,7 @@ func (r *Registry) RemovePod(ctx context.Context, id string) error {
 func (p *Pod) discard(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTimeout)
 	defer cancel()
-	err := p.giveUp(ctx)
+	err := p.giveUp(ctx, p.disconnect)
 	if err == nil {
 		err = p.forget()
 	}

@@ -395,7 +395,17 @@ func (p *Init) deleteContainer(ctx context.Context) error {
 	default:
 	}
 	// Also what was not started: a start that was cut off may have left something.
-	return p.Runtime.Delete(ctx, p.ID)
+	err := p.Runtime.Delete(ctx, p.ID)
+	if err == nil {
+		return nil
+	}
+	select {
+	case <-p.Sandbox.done: // it died meanwhile, and that is why
+		return nil
+	case <-time.After(endGrace):
+	case <-ctx.Done():
+	}
+	return err
 }
 
 // Gone says that the process has ended and its status is on record.
