@@ -28,6 +28,10 @@ import (
 // used up when it does not.
 const patience = 30 * time.Second
 
+// noSleep is for the environment of programs that report data races: otherwise such
+// a process is there for a second after its end.
+const noSleep = "GORACE=atexit_sleep_ms=0"
+
 // daemon is one runscd with its own directories.
 type daemon struct {
 	dir    string // short: the paths of sockets are limited
@@ -108,8 +112,7 @@ func (d *daemon) start(t *testing.T) {
 	defer log.Close()
 	cmd, exited := exec.Command(runscd, "serve", "--config", d.path("conf.toml")), make(chan struct{})
 	cmd.Stdout, cmd.Stderr = log, log
-	// Otherwise the race detector keeps a process for a second after its end.
-	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notify, "GORACE=atexit_sleep_ms=0")
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notify, noSleep)
 	check(t, cmd.Start())
 	go func() {
 		_ = cmd.Wait()
@@ -153,6 +156,11 @@ func (d *daemon) stop(t *testing.T, sig syscall.Signal) {
 		_ = d.cmd.Process.Kill()
 		<-d.exited
 	}
+	d.disconnect(t)
+}
+
+func (d *daemon) disconnect(t *testing.T) {
+	t.Helper()
 	check(t, errors.Join(d.conn.Close(), d.pods.Close(ctx(t)), d.images.Close(ctx(t))))
 }
 

@@ -101,7 +101,7 @@ func unmountBelow(dir string) error {
 // open are the files that the daemon has open, but for connections to registries.
 func (d *daemon) open(t *testing.T) []string {
 	proc := fmt.Sprintf("/proc/%d/", d.cmd.Process.Pid)
-	unixSockets, err := os.ReadFile(proc + "net/unix")
+	unixSockets, err := os.ReadFile("/proc/self/net/unix")
 	check(t, err)
 	var found []string
 	for _, fd := range names(proc + "fd") {

@@ -31,6 +31,8 @@ func TestMain(m *testing.M) {
 	switch os.Getenv(stage) {
 	case "":
 		code, err = enter()
+	case "trace":
+		code, err = trace()
 	case "init":
 		code, err = reap()
 	default:

@@ -1,0 +1,199 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/runscd/runscd/test/registry/loopback"
+)
+
+// TestKilledAtEveryStep kills the daemon at each step of what a kubelet asks of it,
+// and starts it again. The kubelet repeats the call that was cut off and goes on;
+// in the end nothing is left of it all.
+func TestKilledAtEveryStep(t *testing.T) {
+	for name, life := range map[string]func(*kubelet){"pod": (*kubelet).podLife, "image": (*kubelet).imageLife} {
+		t.Run(name, func(t *testing.T) {
+			var next, survived atomic.Int32
+			begin := time.Now()
+			t.Run("daemons", func(t *testing.T) {
+				for range 2 {
+					t.Run("", func(t *testing.T) {
+						k := newKubelet(t)
+						for k.live(life, int(next.Add(1))) {
+							survived.Add(1)
+						}
+					})
+				}
+			})
+			// The last one of each daemon was beyond the end of the life.
+			t.Logf("steps of the life of a %s: tried %d, survived %d; in %.0f s", name, next.Load()-2, survived.Load(), time.Since(begin).Seconds())
+		})
+	}
+}
+
+// kubelet asks things of a daemon that dies once, and repeats them.
+type kubelet struct {
+	*daemon
+	t     *testing.T
+	trace *tracer
+	steps []string // the names of those before the death
+	blobs int      // what images have in the content store
+}
+
+func newKubelet(t *testing.T) *kubelet {
+	d := newDaemon(t, "")
+	d.addNetwork(t)
+	check(t, os.MkdirAll(d.path("logs"), 0o755))
+	return &kubelet{daemon: d, t: t, blobs: d.blobs()}
+}
+
+// live lives a life with a daemon that dies at its n-th step, and tells whether it
+// had so many.
+func (k *kubelet) live(life func(*kubelet), n int) (died bool) {
+	k.trace = k.daemon.trace(k.t, n)
+	defer func() {
+		if k.t.Failed() {
+			k.t.Logf("killed at step %d, the last of %q", n, k.steps)
+		}
+	}()
+	life(k)
+	for k.trace != nil { // what is done while nobody waits for it is of the life too
+		if !k.restarted() && k.nothing() == nil {
+			k.trace.end(k.t, true)
+			return false
+		}
+	}
+	eventually(k.t, "nothing is left behind", k.nothing)
+	return true
+}
+
+// nothing is an error while anything is left of a life.
+func (k *kubelet) nothing() error {
+	if n := k.daemon.blobs(); n != k.blobs {
+		return fmt.Errorf("%d blobs, before there were %d", n, k.blobs)
+	}
+	return k.leftovers(k.t)
+}
+
+// restarted starts the daemon when it has died of a step.
+func (k *kubelet) restarted() bool {
+	if k.trace == nil {
+		return false
+	}
+	select {
+	case <-k.exited:
+	case <-time.After(10 * time.Millisecond):
+		return false
+	}
+	k.steps = k.trace.end(k.t, false)
+	k.trace = nil
+	k.disconnect(k.t)
+	k.start(k.t)
+	return true
+}
+
+// try makes a call, twice if the daemon dies meanwhile.
+func (k *kubelet) try(call func() error) {
+	k.t.Helper()
+	err := call()
+	for end := time.Now().Add(patience); status.Code(err) == codes.Unavailable && time.Now().Before(end); {
+		if k.restarted() {
+			err = call()
+			break
+		}
+	}
+	check(k.t, err)
+}
+
+func (k *kubelet) podLife() {
+	t := k.t
+	p := &pod{daemon: k.daemon, config: k.podConfig()}
+	k.try(func() (err error) {
+		p.id, err = k.pods.RunPodSandbox(ctx(t), p.config, "")
+		return err
+	})
+	c := &container{pod: p, config: p.containerConfig("echo begun; " + forever)}
+	k.try(func() (err error) {
+		c.id, err = k.pods.CreateContainer(ctx(t), p.id, c.config, p.config)
+		return err
+	})
+	k.try(func() error {
+		err := k.pods.StartContainer(ctx(t), c.id)
+		if status.Code(err) == codes.FailedPrecondition && c.status(t).State == runtime.ContainerState_CONTAINER_RUNNING {
+			return nil // the daemon died when it had started it
+		}
+		return err
+	})
+	k.try(func() error {
+		out, _, err := k.pods.ExecSync(ctx(t), c.id, []string{"hostname"}, 0)
+		if err == nil && string(out) != p.config.Hostname+"\n" {
+			t.Errorf("exec: %q", out)
+		}
+		return err
+	})
+	k.try(func() error { return k.pods.StopContainer(ctx(t), c.id, 0) })
+	k.try(func() error {
+		s, err := k.pods.ContainerStatus(ctx(t), c.id, false)
+		if err == nil && s.Status.ExitCode != 137 {
+			t.Errorf("status: %v", s.Status)
+		}
+		return err
+	})
+	k.try(func() error { return k.pods.RemoveContainer(ctx(t), c.id) })
+	k.try(func() error { return k.pods.StopPodSandbox(ctx(t), p.id) })
+	k.try(func() error { return k.pods.RemovePodSandbox(ctx(t), p.id) })
+	k.try(func() error {
+		pods, err := k.pods.ListPodSandbox(ctx(t), nil)
+		if err == nil && len(pods) != 0 {
+			t.Errorf("pods: %v", pods)
+		}
+		return err
+	})
+	k.try(func() error {
+		containers, err := k.pods.ListContainers(ctx(t), nil)
+		if err == nil && len(containers) != 0 {
+			t.Errorf("containers: %v", containers)
+		}
+		return err
+	})
+}
+
+func (k *kubelet) imageLife() {
+	t := k.t
+	n := fmt.Sprint(serial.Add(1)) // so that nothing of it has been there before
+	lower, err := loopback.Layer(false, loopback.Dir("dir", 0o755), loopback.File("dir/file", 0o644, []byte(n)))
+	check(t, err)
+	upper, err := loopback.Layer(true, loopback.Link("link", n))
+	check(t, err)
+	img, err := loopback.Image(v1.Config{}, lower, upper)
+	check(t, err)
+	ref, err := registry.Put("steps:"+n, img)
+	check(t, err)
+	spec := &runtime.ImageSpec{Image: ref}
+	id := ""
+	k.try(func() (err error) {
+		id, err = k.images.PullImage(ctx(t), spec, nil, nil)
+		return err
+	})
+	k.try(func() error {
+		resp, err := k.images.ImageStatus(ctx(t), spec, false)
+		if err == nil && resp.Image.GetId() != id {
+			t.Errorf("image: %v, pulled was %s", resp.Image, id)
+		}
+		return err
+	})
+	k.try(func() error { return k.images.RemoveImage(ctx(t), spec) })
+}
+
+// blobs counts what the content store has, downloads included.
+func (d *daemon) blobs() int {
+	return len(names(d.path("l/images/content/blobs/sha256"))) + len(names(d.path("l/images/content/ingest")))
+}
