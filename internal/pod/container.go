@@ -49,7 +49,11 @@ const (
 	reasonError      = "Error"
 	reasonOOMKilled  = "OOMKilled"
 	reasonStartError = "StartError"
+	reasonLost       = "RecordUnusable" // runscd's own word
 )
 
 // startErrorCode is the exit code of a container whose command never ran.
 const startErrorCode = 128
+
+// lostCode is the exit code of a container that nothing is known of.
+const lostCode = 255

@@ -83,6 +83,7 @@ func (m *message[M]) UnmarshalJSON(data []byte) error {
 type facts[T any] struct {
 	id      string
 	records *store.Records[T]
+	foreign bool // the record cannot be used, and is not changed; see lost.go
 
 	save sync.Mutex // orders the saves; held over the write, as nothing else is
 	// +checklocks:save
@@ -108,7 +109,7 @@ func (f *facts[T]) update(change func(*T)) error {
 	f.mu.Unlock()
 	f.save.Lock()
 	defer f.save.Unlock()
-	if f.forgotten {
+	if f.forgotten || f.foreign {
 		return nil
 	}
 	now := f.Facts()

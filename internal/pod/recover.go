@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
@@ -67,78 +66,40 @@ func Open(ctx context.Context, o Options) (*Registry, error) {
 }
 
 func (r *Registry) recover(ctx context.Context) error {
-	pods, err := r.podRecords.Load()
+	pods, containers, err := loadRecords(r)
 	if err != nil {
 		return err
-	}
-	containers, err := r.containerRecords.Load()
-	if err != nil {
-		return err
-	}
-	newer := map[string]bool{} // objects of a newer runscd are left as they are
-	byPod := map[string]map[string]containerRecord{}
-	for id, c := range containers {
-		if c.Err != nil {
-			badRecord(r.containerRecords, id, c.Err, newer)
-			continue
-		}
-		if byPod[c.Record.Pod] == nil {
-			byPod[c.Record.Pod] = map[string]containerRecord{}
-		}
-		byPod[c.Record.Pod][id] = *c.Record
 	}
 	var wg sync.WaitGroup
 	for id, p := range pods {
-		if p.Err != nil {
-			badRecord(r.podRecords, id, p.Err, newer)
-			for c := range byPod[id] {
-				newer[c] = newer[id]
-			}
-			if !newer[id] {
-				delete(pods, id)
-			}
-			continue
-		}
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
 			defer cancel()
-			r.recoverPod(ctx, r.newPod(id, *p.Record), byPod[id])
+			if p.Err != nil {
+				losePod(ctx, r, id, p, containers[id])
+			} else {
+				r.recoverPod(ctx, r.newPod(id, *p.Record), containers[id])
+			}
 		})
 	}
-	for pod, containers := range byPod {
+	for pod, of := range containers {
 		if _, ok := pods[pod]; ok {
 			continue
 		}
-		for id := range containers { // what is held for it goes with the strays
-			logrus.WithFields(logrus.Fields{"container": id, "pod": pod}).Error("record of a container without a pod")
+		for id, c := range of { // what is held for it goes with the strays
+			logrus.WithFields(logrus.Fields{"container": id, "pod": pod}).WithError(c.Err).Error("record of a container without a pod")
 			if err := r.containerRecords.Delete(id); err != nil {
 				return err
 			}
 		}
 	}
 	wg.Wait()
-	r.removeStrays(ctx, newer)
+	r.removeStrays(ctx)
 	return nil
 }
 
-// badRecord tells about a record that cannot be used. One of a newer runscd is
-// kept with all that belongs to it; what a damaged one was for goes with the
-// strays, once this has removed the record.
-func badRecord[T any](records *store.Records[T], id string, err error, newer map[string]bool) {
-	log := logrus.WithField("record", id).WithError(err)
-	if errdefs.IsFailedPrecondition(err) {
-		newer[id] = true
-		log.Error("record of a newer version is left alone")
-		return
-	}
-	log.Error("damaged record is removed")
-	if err := records.Delete(id); err != nil {
-		log.WithError(err).Error("damaged record")
-	}
-}
-
 // recoverPod finds one pod and its containers again.
-func (r *Registry) recoverPod(ctx context.Context, p *Pod, containers map[string]containerRecord) {
+func (r *Registry) recoverPod(ctx context.Context, p *Pod, containers loaded[containerRecord]) {
 	log := logrus.WithField("pod", p.ID)
 	if p.State() == proc.Creating {
 		if err := p.discard(ctx); err != nil {
@@ -156,9 +117,14 @@ func (r *Registry) recoverPod(ctx context.Context, p *Pod, containers map[string
 	// One that hangs is waited for no longer than this, with all of its containers.
 	asking, cancel := context.WithTimeout(ctx, r.signalTimeout)
 	defer cancel()
-	for id, rec := range containers {
-		c := r.newContainer(id, p, rec)
-		if err := c.recover(asking); err != nil {
+	for id, l := range containers {
+		var err error
+		if l.Err == nil {
+			err = r.newContainer(id, p, *l.Record).recover(asking)
+		} else if c := p.loseContainer(id, *l.Record, l.Err); !isNewer(l.Err) {
+			err = c.init.Delete(ctx)
+		}
+		if err != nil {
 			log.WithField("container", id).WithError(err).Error("container not recovered")
 		}
 	}
@@ -199,7 +165,11 @@ func (p *Pod) recover(ctx context.Context) {
 	if !f.StoppedAt.IsZero() {
 		return
 	}
-	if err := p.update(func(f *podRecord) { f.StoppedAt = time.Now() }); err != nil {
+	message := "the sandbox was not found again"
+	if f.Boot != p.home.boot {
+		message = "the machine was started anew"
+	}
+	if err := p.update(func(f *podRecord) { f.StoppedAt, f.Message = time.Now(), message }); err != nil {
 		logrus.WithField("pod", p.ID).WithError(err).Error("pod record")
 	}
 }
@@ -262,10 +232,9 @@ func (c *Container) recoverOutput(ctx context.Context) (err error) {
 }
 
 // removeStrays removes what the host holds for ids that have no record.
-func (r *Registry) removeStrays(ctx context.Context, keep map[string]bool) {
+func (r *Registry) removeStrays(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
 	defer cancel()
-	known := func(id string) bool { return keep[id] || r.has(id) }
 	var errs []error
 	try := func(err error) { errs = append(errs, err) }
 	for _, handler := range entries(filepath.Join(r.State, "runsc")) {
@@ -273,7 +242,7 @@ func (r *Registry) removeStrays(ctx context.Context, keep map[string]bool) {
 		ids, err := rt.List()
 		try(err)
 		for id, sandbox := range ids {
-			if known(id) {
+			if r.has(id) {
 				continue
 			}
 			try(rt.Delete(ctx, id))
@@ -285,7 +254,7 @@ func (r *Registry) removeStrays(ctx context.Context, keep map[string]bool) {
 	snapshots, err := r.Images.Snapshots(ctx)
 	try(err)
 	for _, key := range append(snapshots, entries(filepath.Join(r.State, "containers"))...) {
-		if id, _, _ := strings.Cut(key, "-"); !known(id) {
+		if id, _, _ := strings.Cut(key, "-"); !r.has(id) {
 			if err := unmountStray(ctx, r, key); err != nil {
 				try(err) // its directory must not be walked
 				continue
@@ -296,21 +265,18 @@ func (r *Registry) removeStrays(ctx context.Context, keep map[string]bool) {
 		}
 	}
 	for _, id := range entries(filepath.Join(r.State, "netns")) {
-		if !known(id) {
+		if !r.has(id) {
 			try(network.RemoveNS(r.netNS(id)))
 		}
 	}
 	for _, id := range entries(filepath.Join(r.State, "pods")) {
-		if !known(id) {
+		if !r.has(id) {
 			try(os.RemoveAll(r.podDir(id)))
 		}
 	}
 	attached := []string{}
 	for _, p := range r.Pods() {
 		attached = append(attached, p.ID)
-	}
-	for id := range keep {
-		attached = append(attached, id)
 	}
 	try(r.Network.GC(ctx, attached))
 	if err := errors.Join(errs...); err != nil {

@@ -1,7 +1,6 @@
 package pod
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -210,7 +209,7 @@ func TestPodsOfAnEarlierBootAreStopped(t *testing.T) {
 	n.open()
 	p, err := n.Pod(id)
 	n.must(err)
-	if p.State() != proc.Stopped || !p.Facts().Released {
+	if p.State() != proc.Stopped || !p.Facts().Released || p.Facts().Message != "the machine was started anew" {
 		t.Errorf("state %s, facts %+v", p.State(), p.Facts())
 	}
 	n.ended(n.found(c), 137, "Error")
@@ -250,51 +249,6 @@ func TestAStoppedPodThatWasNotReleasedIsReleased(t *testing.T) {
 	n.must(err)
 	if !p.Facts().Released || len(n.network.ids()) > 0 {
 		t.Errorf("facts %+v, attached %v", p.Facts(), n.network.ids())
-	}
-}
-
-func TestDamagedRecordsGoWithAllThatWasTheirs(t *testing.T) {
-	n := newNode(t)
-	good, bad := n.runPod("good"), n.runPod("bad")
-	c := n.start(good, "c", "sleep")
-	n.start(bad, "d", "sleep")
-	n.crash()
-	for kind, id := range map[string]string{"pods": bad, "containers": c.ID} {
-		n.must(os.WriteFile(filepath.Join(n.root, kind, id+".json"), bytes.Repeat([]byte{0}, 4096), 0o600))
-	}
-	n.open()
-	if pods := n.Pods(); len(pods) != 1 || pods[0].ID != good {
-		t.Errorf("pods %v", pods)
-	}
-	n.must(n.RemovePod(t.Context(), good))
-	n.nothing()
-}
-
-func TestRecordsOfANewerVersionAreLeftAlone(t *testing.T) {
-	n := newNode(t)
-	id := n.runPod("p")
-	c := n.start(id, "c", "sleep")
-	before := n.leftovers()
-	n.crash()
-	n.edit("pods", id, "version", 99)
-	n.edit("containers", c.ID, "version", 99)
-	n.open()
-	if len(n.Pods())+len(n.Containers()) > 0 {
-		t.Errorf("pods %v, containers %v", n.Pods(), n.Containers())
-	}
-	after := strings.Join(n.leftovers(), "\n")
-	for _, b := range before {
-		if !strings.Contains(b, "name ") && !strings.HasPrefix(b, "pod "+id) && !strings.HasPrefix(b, "container "+c.ID) && !strings.Contains(after, b) {
-			t.Errorf("gone: %s", b)
-		}
-	}
-	// The newer one comes back.
-	n.crash()
-	n.edit("pods", id, "version", recordVersion)
-	n.edit("containers", c.ID, "version", recordVersion)
-	n.open()
-	if s := n.found(c).State(); s != proc.Running {
-		t.Errorf("state %s", s)
 	}
 }
 

@@ -146,6 +146,9 @@ func HasRecursiveReadOnly() bool {
 
 // unmountVolumes undoes mountVolumes, as far as it was done.
 func (c *Container) unmountVolumes(ctx context.Context) error {
+	if c.foreign {
+		return c.unmountLost(ctx)
+	}
 	r := c.Pod.home
 	var errs []error
 	for i := range ownedMounts(c.Config()) {

@@ -233,3 +233,6 @@ func rlimits() []specs.POSIXRlimit {
 		limit("STACK", 8<<20, unlimited),
 	}
 }
+
+// SandboxOf returns the id of the sandbox of a container's spec.
+func SandboxOf(s *specs.Spec) string { return s.Annotations[sandboxID] }

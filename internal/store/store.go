@@ -6,7 +6,8 @@
 //   - A record is whole. A file is written beside its place and renamed into
 //     it, so a daemon killed at any point leaves the old record or the new one.
 //   - Records do not share a fate. Each loads by itself; one that cannot be
-//     read, or that a newer runscd wrote, is reported alone and left untouched.
+//     read, or that a newer runscd wrote, is reported alone, with what can be
+//     read of it, and left untouched.
 //   - What another runscd knew is not lost: top-level fields that this one
 //     does not know are kept when a loaded record is saved again.
 //
@@ -61,9 +62,9 @@ type Records[T any] struct {
 	foreign map[string]map[string]json.RawMessage
 }
 
-// Loaded is one record, or the reason why it cannot be had:
-// errdefs.ErrDataLoss if it is damaged, errdefs.ErrFailedPrecondition if it
-// is of another version.
+// Loaded is one record. Err is the reason why it cannot be had, and Record then
+// what can be read of it: errdefs.ErrDataLoss if it is damaged,
+// errdefs.ErrFailedPrecondition if it is of another version.
 type Loaded[T any] struct {
 	Record *T
 	Err    error
@@ -157,20 +158,20 @@ func (r *Records[T]) Load() (map[string]Loaded[T], error) {
 		if !ok || checkID(id) != nil {
 			continue
 		}
-		rec, err := r.read(id)
+		data, err := os.ReadFile(r.path(id))
+		var rec *T
+		if err == nil {
+			rec, err = r.decode(id, data)
+		}
 		if err != nil {
-			err = fmt.Errorf("record %s: %w", r.path(id), err)
+			rec, err = salvage[T](data), fmt.Errorf("record %s: %w", r.path(id), err)
 		}
 		records[id] = Loaded[T]{Record: rec, Err: err}
 	}
 	return records, nil
 }
 
-func (r *Records[T]) read(id string) (*T, error) {
-	data, err := os.ReadFile(r.path(id))
-	if err != nil {
-		return nil, err
-	}
+func (r *Records[T]) decode(id string, data []byte) (*T, error) {
 	var head struct {
 		Version int `json:"version"`
 	}
@@ -200,6 +201,31 @@ func (r *Records[T]) read(id string) (*T, error) {
 		r.mu.Unlock()
 	}
 	return rec, nil
+}
+
+// salvage reads what it can of a record, field by field up to where it is damaged.
+func salvage[T any](data []byte) *T {
+	rec := new(T)
+	d := json.NewDecoder(bytes.NewReader(data))
+	if begin, err := d.Token(); err != nil || begin != json.Delim('{') {
+		return rec
+	}
+	for d.More() {
+		name, err := d.Token()
+		var value json.RawMessage
+		if err == nil {
+			err = d.Decode(&value)
+		}
+		if err != nil {
+			break
+		}
+		var field T
+		one, err := json.Marshal(map[string]json.RawMessage{fmt.Sprint(name): value})
+		if err == nil && json.Unmarshal(one, &field) == nil {
+			_ = json.Unmarshal(one, rec) // as it did before
+		}
+	}
+	return rec
 }
 
 // encode puts the version before and the foreign fields behind rec's own.

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 type record struct {
@@ -96,18 +97,19 @@ func TestBadRecordHarmsOnlyItself(t *testing.T) {
 	for name, c := range map[string]struct {
 		content string
 		kind    error
+		name    string // what can be read
 	}{
-		"empty":         {"", errdefs.ErrDataLoss},
-		"truncated":     {whole[:len(whole)-4], errdefs.ErrDataLoss},
-		"zeros at end":  {whole[:10] + strings.Repeat("\x00", 24), errdefs.ErrDataLoss},
-		"zeros within":  {`{"version":1,"name":"` + strings.Repeat("\x00", 512) + `"}`, errdefs.ErrDataLoss},
-		"two records":   {whole + whole, errdefs.ErrDataLoss},
-		"garbage":       {"hello", errdefs.ErrDataLoss},
-		"null":          {"null", errdefs.ErrDataLoss},
-		"list":          {"[1]", errdefs.ErrDataLoss},
-		"wrong type":    {`{"version":1,"name":5}`, errdefs.ErrDataLoss},
-		"no version":    {`{"name":"x"}`, errdefs.ErrDataLoss},
-		"newer version": {`{"version":2,"name":{"first":"x"}}`, errdefs.ErrFailedPrecondition},
+		"empty":         {"", errdefs.ErrDataLoss, ""},
+		"truncated":     {whole[:len(whole)-4], errdefs.ErrDataLoss, "x"},
+		"zeros at end":  {whole[:10] + strings.Repeat("\x00", 24), errdefs.ErrDataLoss, ""},
+		"zeros within":  {`{"version":1,"name":"` + strings.Repeat("\x00", 512) + `"}`, errdefs.ErrDataLoss, ""},
+		"two records":   {whole + whole, errdefs.ErrDataLoss, "x"},
+		"garbage":       {"hello", errdefs.ErrDataLoss, ""},
+		"null":          {"null", errdefs.ErrDataLoss, ""},
+		"list":          {"[1]", errdefs.ErrDataLoss, ""},
+		"wrong type":    {`{"version":1,"name":5}`, errdefs.ErrDataLoss, ""},
+		"no version":    {`{"name":"x"}`, errdefs.ErrDataLoss, "x"},
+		"newer version": {`{"version":2,"name":"x","count":{"of":"x"}}`, errdefs.ErrFailedPrecondition, "x"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := open(t, t.TempDir(), 1)
@@ -118,7 +120,7 @@ func TestBadRecordHarmsOnlyItself(t *testing.T) {
 				t.Fatal(err)
 			}
 			records := load(t, r)
-			if bad := records[idA]; bad.Record != nil || !errors.Is(bad.Err, c.kind) || !strings.Contains(bad.Err.Error(), r.path(idA)) {
+			if bad := records[idA]; bad.Record.Name != c.name || !errors.Is(bad.Err, c.kind) || !strings.Contains(bad.Err.Error(), r.path(idA)) {
 				t.Errorf("bad record: %+v, %v", bad.Record, bad.Err)
 			}
 			if good := records[idB]; good.Err != nil || good.Record.Name != "good" {
@@ -207,6 +209,25 @@ func TestFailedSaveKeepsOldRecord(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(r.dir, idB+tempSuffix)); !os.IsNotExist(err) {
 		t.Errorf("temporary file is still there: %v", err)
+	}
+}
+
+func TestFullDiskKeepsOldRecord(t *testing.T) {
+	r := open(t, t.TempDir(), 1)
+	if err := r.Save(idA, &record{Name: "old"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/dev/full", filepath.Join(r.dir, idA+tempSuffix)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Save(idA, &record{Name: "new"}); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("Save = %v", err)
+	}
+	if records := load(t, r); records[idA].Err != nil || records[idA].Record.Name != "old" {
+		t.Errorf("records = %v", records)
+	}
+	if err := r.Save(idA, &record{Name: "new"}); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -29,10 +29,7 @@ func (d *daemon) leftovers(t *testing.T) error {
 	for _, handler := range names(d.path("s/runsc")) {
 		left("runsc state", names(d.path("s/runsc/"+handler))...)
 	}
-	left("leases", slices.DeleteFunc(d.leases(), func(name string) bool {
-		_, err := netip.ParseAddr(name)
-		return err != nil
-	})...)
+	left("leases", d.addresses()...)
 	if n := len(d.snapshots()); n != d.layer {
 		left("snapshots", d.snapshots()...)
 	}
@@ -45,10 +42,15 @@ func (d *daemon) leftovers(t *testing.T) error {
 	return errors.Join(errs...)
 }
 
-func (d *daemon) leases() []string {
+// addresses are those that pods have.
+func (d *daemon) addresses() []string {
 	var found []string
 	for _, network := range names(d.path("leases")) {
-		found = append(found, names(d.path("leases/"+network))...)
+		for _, name := range names(d.path("leases/" + network)) {
+			if _, err := netip.ParseAddr(name); err == nil {
+				found = append(found, name)
+			}
+		}
 	}
 	return found
 }
