@@ -60,8 +60,14 @@ func (r *Registry) buildPod(ctx context.Context, req *runtime.RunPodSandboxReque
 	if handler == "" {
 		handler = r.Default
 	}
+	h := r.Handlers[handler]
+	origin, err := h.Runtime.Origin()
+	if err != nil {
+		return "", fmt.Errorf("runtime handler %q: %w", handler, err)
+	}
 	p := r.newPod(newID(), podRecord{
 		Config: message[*runtime.PodSandboxConfig]{req.Config}, Handler: handler, Requested: req.RuntimeHandler, Boot: r.boot,
+		Runsc: origin, Annotations: h.Annotations, Devices: h.Devices,
 	})
 	defer func() {
 		if err != nil {
@@ -121,7 +127,7 @@ func (r *Registry) newPod(id string, rec podRecord) *Pod {
 		home:  r,
 		facts: facts[podRecord]{id: id, records: r.podRecords, now: rec},
 		init: r.processes.New(proc.CreateConfig{
-			ID: id, Bundle: r.podDir(id), Runtime: r.runtime(rec.Handler), HostNetwork: hostNetwork(rec.Config.M),
+			ID: id, Bundle: r.podDir(id), Runtime: r.runtimeOf(&rec), HostNetwork: hostNetwork(rec.Config.M),
 		}),
 		release: make(chan struct{}, 1),
 	}
@@ -142,7 +148,7 @@ func (r *Registry) preparePod(p *Pod) error {
 			return err
 		}
 	}
-	if err := r.writeSandbox(p.ID, netNS, c, p.handler().Annotations); err != nil {
+	if err := r.writeSandbox(p.ID, netNS, c, p.Facts().Annotations); err != nil {
 		return err
 	}
 	return writePodFiles(dir, c, rootOf(c))

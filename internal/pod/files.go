@@ -148,8 +148,8 @@ func (r *Registry) prepareContainer(ctx context.Context, c *Container, img *imag
 		PIDOwner: pidOwner,
 		Shm:      filepath.Join(dir, "shm"), Hostname: filepath.Join(dir, "hostname"),
 		Hosts: filepath.Join(dir, "hosts"), ResolvConf: filepath.Join(dir, "resolv.conf"), MinOOMScoreAdj: r.MinOOMScoreAdj,
-		Volumes: volumes, Allowed: c.Pod.handler().Annotations,
-		CDISpecDirs: r.CDISpecDirs, ProxiedDevices: c.Pod.handler().Devices,
+		Volumes: volumes, Allowed: c.Pod.Facts().Annotations,
+		CDISpecDirs: r.CDISpecDirs, ProxiedDevices: c.Pod.Facts().Devices,
 	})
 	if err != nil {
 		return nil, err

@@ -83,14 +83,6 @@ func (p *Pod) idMap() *image.IDMap {
 	return &image.IDMap{UIDs: form(o.Uids[0]), GIDs: form(o.Gids[0])}
 }
 
-// handler is the pod's. One that is not configured any more allows nothing.
-func (p *Pod) handler() *Handler {
-	if h := p.home.Handlers[p.Facts().Handler]; h != nil {
-		return h
-	}
-	return &Handler{}
-}
-
 // network is the pod as the network knows it.
 func (p *Pod) network() network.Pod {
 	c := p.Config()

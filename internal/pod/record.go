@@ -9,6 +9,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/runscd/runscd/internal/proc"
+	"github.com/runscd/runscd/internal/runsc"
 	"github.com/runscd/runscd/internal/store"
 )
 
@@ -22,6 +23,11 @@ type podRecord struct {
 	Handler string                             `json:"handler"`
 	// Requested is the handler by the client's word for it, "" being the default.
 	Requested string `json:"requested_handler"`
+	// Runsc is what the sandbox was made by, and is driven by.
+	Runsc runsc.Origin `json:"runsc,omitzero"`
+	// Annotations and Devices are the handler's of then.
+	Annotations []string `json:"annotations,omitempty"`
+	Devices     []string `json:"devices,omitempty"`
 	Boot      string `json:"boot"` // the kernel's boot id
 	// CreatedAt is when the sandbox ran; zero while it is being made.
 	CreatedAt time.Time        `json:"created_at,omitzero"`

@@ -306,3 +306,12 @@ func (o *Options) runtime(handler string) *runsc.Runtime {
 		Path: o.Handlers[o.Default].Runtime.Path(), Root: RunscRoot(o.State, handler),
 	})
 }
+
+// runtimeOf returns the runsc of a pod.
+func (o *Options) runtimeOf(rec *podRecord) *runsc.Runtime {
+	present := o.runtime(rec.Handler)
+	if rec.Runsc.Path == "" { // of an earlier runscd, or lost
+		return present
+	}
+	return present.Of(rec.Runsc, o.Handlers[o.Default].Runtime.Path())
+}

@@ -153,6 +153,7 @@ func (p *Init) adopt(host HostProcess) error {
 	p.mu.Lock()
 	p.process, p.host = process, host
 	p.mu.Unlock()
+	p.Runtime.Drive(host.PID)
 	go func() {
 		<-process.Done()
 		exit := process.Exit()

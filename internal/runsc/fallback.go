@@ -37,7 +37,9 @@ func (r *Runtime) cliState(ctx context.Context, id string) (State, error) {
 }
 
 func (r *Runtime) cliWait(ctx context.Context, id string) (int, error) {
-	out, err := r.command(ctx, "wait", id).Output()
+	cmd, done := r.command(ctx, "wait", id)
+	defer done()
+	out, err := cmd.Output()
 	if err != nil {
 		return 0, fmt.Errorf("wait for container %s: %w: %w", id, err, errdefs.ErrUnavailable)
 	}

@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -41,6 +42,10 @@ type Runtime struct {
 	path  string
 	root  string
 	flags []string
+	// Of the runtime of one sandbox; see Of.
+	origin    Origin
+	successor string
+	sandbox   atomic.Int64 // process id
 }
 
 // New returns the runtime of o. It runs nothing.
@@ -65,7 +70,9 @@ func (r *Runtime) Path() string { return r.path }
 
 // Version returns what the binary calls its version.
 func (r *Runtime) Version(ctx context.Context) (string, error) {
-	out, err := r.command(ctx, "--version").Output()
+	cmd, done := r.command(ctx, "--version")
+	defer done()
+	out, err := cmd.Output()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		said, _, _ := strings.Cut(string(exit.Stderr), "\n") // a flag that it does not know, perhaps
@@ -222,7 +229,9 @@ func (r *Runtime) exists(id string) bool {
 // run calls f with a CLI that logs to a file of the bundle ("" for none), and
 // puts the cause that the log names in place of f's error.
 func (r *Runtime) run(ctx context.Context, bundle string, f func(*runc.Runc) error) error {
-	cli := &runc.Runc{Command: r.path, Root: r.root, ExtraArgs: append([]string(nil), r.flags...)}
+	path, done := r.binary()
+	defer done()
+	cli := &runc.Runc{Command: path, Root: r.root, ExtraArgs: append([]string(nil), r.flags...)}
 	if bundle != "" {
 		cli.Log = filepath.Join(bundle, callLog)
 		cli.LogFormat = runc.JSON
@@ -247,12 +256,14 @@ func (r *Runtime) run(ctx context.Context, bundle string, f func(*runc.Runc) err
 	return classify(err.Error())
 }
 
-// command is a call of the binary whose output is wanted.
-func (r *Runtime) command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, r.path, append(append([]string{"--root=" + r.root}, r.flags...), args...)...)
+// command is a call of the binary whose output is wanted, and what to call
+// afterwards.
+func (r *Runtime) command(ctx context.Context, args ...string) (cmd *exec.Cmd, done func()) {
+	path, done := r.binary()
+	cmd = exec.CommandContext(ctx, path, append(append([]string{"--root=" + r.root}, r.flags...), args...)...)
 	// A grandchild may hold the output open past the deadline.
 	cmd.WaitDelay = time.Second
-	return cmd
+	return cmd, done
 }
 
 // Stdio are the standard streams of a container. It is a runc.IO of plain

@@ -86,7 +86,8 @@ func Install(t testing.TB) *Fake {
 	}
 	f := &Fake{dir: t.TempDir(), t: t}
 	f.Path = filepath.Join(f.dir, nameCLI)
-	if err := os.Symlink(self, f.Path); err != nil {
+	// Not a symlink: runscd remembers where that leads.
+	if err := os.Link(self, f.Path); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Mkdir(filepath.Join(f.dir, faultDir), 0o700); err != nil {
