@@ -100,9 +100,9 @@ func losePod(ctx context.Context, r *Registry, id string, l store.Loaded[podReco
 	if isNewer(l.Err) {
 		return
 	}
-	if err := p.stop(ctx); err != nil {
-		log.WithError(err).Error("pod that was not undone")
-	}
+	asking, cancel := context.WithTimeout(ctx, r.signalTimeout)
+	defer cancel()
+	p.undo(asking, log)
 }
 
 // handlerOf finds the handler of a sandbox by what runsc keeps of it, "" if it

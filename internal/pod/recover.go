@@ -133,8 +133,13 @@ func (r *Registry) recoverPod(ctx context.Context, p *Pod, containers loaded[con
 	if f.StoppedAt.IsZero() || f.Released {
 		return
 	}
-	// A plugin that hangs does not hold up the start. The pod is known to be
-	// stopped, and whoever stops it again waits for this.
+	p.undo(asking, log)
+}
+
+// undo stops a pod that is known to be stopped, and waits for that while ctx
+// lasts, so that a plugin that hangs does not hold up the start. Whoever stops
+// the pod again waits for the rest.
+func (p *Pod) undo(ctx context.Context, log *logrus.Entry) {
 	undone := make(chan struct{})
 	go func() {
 		defer close(undone)
@@ -144,7 +149,7 @@ func (r *Registry) recoverPod(ctx context.Context, p *Pod, containers loaded[con
 	}()
 	select {
 	case <-undone:
-	case <-asking.Done():
+	case <-ctx.Done():
 	}
 }
 
