@@ -100,7 +100,7 @@ func (c *Container) openOutput(path string) (*output, error) {
 // copyOutput starts to copy files, in the order of outputs, to a log. It takes
 // the files over.
 func (c *Container) copyOutput(path string, files ...*os.File) (*output, error) {
-	log, err := c.Pod.home.logs.Open(path)
+	log, err := c.Pod.home.logs.Open(c.ID, path)
 	if err != nil {
 		return nil, errors.Join(err, closeAll(files))
 	}
@@ -116,9 +116,9 @@ func (c *Container) copyOutput(path string, files ...*os.File) (*output, error) 
 	return o, nil
 }
 
-// Close ends the copying of output to logs once all that has been read is there;
-// what has not been read stays in the FIFOs for the next daemon. Containers do
-// not notice, but for those with a terminal: theirs hangs up.
+// Close ends the copying of output to logs. What is not there yet is kept for the
+// next daemon. Containers do not notice, but for those with a terminal: theirs
+// hangs up.
 func (r *Registry) Close() {
 	r.stopCopying()
 	for _, c := range r.Containers() {

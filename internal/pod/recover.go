@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"github.com/runscd/runscd/internal/pause"
 	"github.com/runscd/runscd/internal/proc"
 	"github.com/runscd/runscd/internal/runsc"
+	"github.com/runscd/runscd/internal/stdio"
 	"github.com/runscd/runscd/internal/store"
 )
 
@@ -55,6 +57,9 @@ func Open(ctx context.Context, o Options) (*Registry, error) {
 	}
 	if err := pause.Install(pauseImage(o.State)); err != nil {
 		return nil, err
+	}
+	if r.logs, err = stdio.OpenLogs(filepath.Join(o.State, "output")); err != nil {
+		return nil, fmt.Errorf("output: %w", err)
 	}
 	if r.podRecords, err = store.Open[podRecord](filepath.Join(o.Root, "pods"), recordVersion); err != nil {
 		return nil, err
@@ -94,6 +99,7 @@ func (r *Registry) recover(ctx context.Context) error {
 		}
 	}
 	wg.Wait()
+	r.logs.Forget(r.has)
 	r.removeStrays(ctx)
 	return nil
 }
@@ -225,8 +231,16 @@ func (c *Container) recover(ctx context.Context) error {
 func (c *Container) recoverOutput(ctx context.Context) (err error) {
 	open := c.openOutput
 	if c.Config().Tty {
-		// The master was the last daemon's: the terminal has hung up.
-		open = func(path string) (*output, error) { return c.copyOutput(path) }
+		// The master was the last daemon's: the terminal has hung up. There may be
+		// something that was read from it and not logged.
+		open = func(path string) (*output, error) {
+			r, w, err := os.Pipe()
+			if err != nil {
+				return nil, err
+			}
+			w.Close()
+			return c.copyOutput(path, r)
+		}
 		err = c.init.Kill(ctx, unix.SIGHUP, false)
 	}
 	var failed, discarded error

@@ -84,7 +84,7 @@ type Registry struct {
 	podNames         *names
 	containerNames   *names
 	events           *events
-	logs             stdio.Logs
+	logs             *stdio.Logs
 	copying          context.Context // of the output to the logs; ends with Close
 	stopCopying      context.CancelFunc
 	boot             string

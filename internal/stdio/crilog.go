@@ -3,10 +3,14 @@ package stdio
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -21,32 +25,145 @@ const (
 	// timestamps have nine digits always, which RFC3339Nano reads.
 	timestamp = "2006-01-02T15:04:05.000000000Z07:00"
 
+	// headSize is the length of what stands before a log line's tag: time, stream.
+	headSize = len("2006-01-02T15:04:05.000000000Z stdout ")
+
 	// maxEntry is the longest log line: time, stream, tag, content, newline.
-	maxEntry = len(timestamp) + len(" stderr F ") + maxLine + len("\n")
+	maxEntry = headSize + len("F ") + maxLine + len("\n")
 
 	// retryAfter is the pause after a log could not be written.
 	retryAfter = 250 * time.Millisecond
 )
 
+// maxFree is how many buffers are kept for the next output, in number.
+const maxFree = 32
+
 // Logs are the logs of containers that share buffers. A stream has a buffer
 // only while output arrives, so idle containers cost none.
 type Logs struct {
-	buffers sync.Pool // of *buffer
+	dir    string
+	spaces sync.Pool // of *[linesSize]byte, for log lines on their way
+
+	mu sync.Mutex
+	// +checklocks:mu
+	free []*buffer
+	// left are those of an earlier daemon, by the stream's key.
+	// +checklocks:mu
+	left map[string]*buffer
+}
+
+// OpenLogs returns logs whose buffers are files in dir, which is made if it is not
+// there and is theirs alone. What an earlier daemon had read of a stream and not
+// logged is kept for that, until Forget.
+func OpenLogs(dir string) (*Logs, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &Logs{dir: dir, left: map[string]*buffer{}}
+	for _, f := range files {
+		path := filepath.Join(dir, f.Name())
+		b, err := openBuffer(path)
+		switch {
+		case err != nil:
+			logrus.WithError(err).WithField("path", path).Error("damaged output buffer is removed")
+			err = os.RemoveAll(path)
+		case b.position() == position{}:
+			err = b.remove()
+		default:
+			s.left[b.stream()] = b
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// Forget drops what an earlier daemon has left of streams that were not copied
+// since, but for those of the containers that keep tells to keep.
+func (s *Logs) Forget(keep func(id string) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, b := range s.left {
+		if id, _, _ := strings.Cut(key, " "); !keep(id) {
+			delete(s.left, key)
+			s.drop(b)
+		}
+	}
+}
+
+// claim returns what an earlier daemon has left of a stream, nil if nothing.
+func (s *Logs) claim(key string) *buffer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.left[key]
+	delete(s.left, key)
+	return b
+}
+
+// get returns an empty buffer. Without room for one that outlives the daemon it is
+// one that does not.
+func (s *Logs) get(key string) *buffer {
+	s.mu.Lock()
+	var b *buffer
+	if n := len(s.free); n > 0 {
+		b, s.free = s.free[n-1], s.free[:n-1]
+	}
+	s.mu.Unlock()
+	if b == nil {
+		var err error
+		if b, err = newBuffer(s.dir); err != nil {
+			logrus.WithError(err).Warn("output would be lost with the daemon")
+			b = &buffer{header: new(header), in: make([]byte, inSize)}
+		}
+	}
+	b.hold(key)
+	return b
+}
+
+// put takes a buffer back, and what is in it is gone.
+func (s *Logs) put(b *buffer) {
+	b.move(position{})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b.file != "" && len(s.free) < maxFree {
+		s.free = append(s.free, b)
+		return
+	}
+	s.drop(b)
+}
+
+func (s *Logs) drop(b *buffer) {
+	if err := b.remove(); err != nil {
+		logrus.WithError(err).Warn("output buffer")
+	}
 }
 
 // Log is the log file of one container. Its streams write to it in turn, each
 // whole lines at a time.
 type Log struct {
-	logs *Logs
-	path string
-	file chan *os.File // the open file; who has received it may write or replace it
+	logs   *Logs
+	id     string
+	path   string
+	opened logPlace     // its end when it was opened
+	file   chan logFile // the open file; who has received it may write or replace it
 }
 
-// Open opens the log at path for appending, with mode 0640 if it is new. Its
-// directory must exist. An empty path discards what is written. A line that is
-// cut short at the end, as a crash in the midst of a write leaves it, is
-// removed.
-func (s *Logs) Open(path string) (*Log, error) {
+// logFile is a log's file while that has the log's name.
+type logFile struct {
+	*os.File
+	logPlace // its identity; of no size
+}
+
+// Open opens the log at path for appending, with mode 0640 if it is new, for the
+// container id. Its directory must exist. An empty path discards what is written. A
+// line that is cut short at the end, as a crash in the midst of a write leaves it,
+// is removed.
+func (s *Logs) Open(id, path string) (*Log, error) {
 	if path == "" {
 		path = os.DevNull
 	}
@@ -54,9 +171,48 @@ func (s *Logs) Open(path string) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{logs: s, path: path, file: make(chan *os.File, 1)}
+	l := &Log{logs: s, id: id, path: path, file: make(chan logFile, 1)}
+	if l.opened, err = f.end(); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
 	l.file <- f
 	return l, nil
+}
+
+// written returns how much was in the log behind a place when it was opened. The
+// place may be in a file that was renamed since.
+func (l *Log) written(behind logPlace) int64 {
+	same := func(p logPlace) bool { return p.dev == behind.dev && p.ino == behind.ino }
+	if same(l.opened) {
+		return l.opened.size - behind.size
+	}
+	dir := filepath.Dir(l.path)
+	files, _ := os.ReadDir(dir)
+	for _, entry := range files {
+		info, err := entry.Info()
+		if err != nil || !info.Mode().IsRegular() || !same(placeOf(info)) {
+			continue
+		}
+		if f, err := openLog(filepath.Join(dir, entry.Name())); err == nil {
+			defer f.Close()
+			if end, err := f.end(); err == nil {
+				return end.size - behind.size
+			}
+		}
+	}
+	return 0 // twice in the log is better than not at all
+}
+
+func placeOf(info os.FileInfo) logPlace {
+	st, _ := info.Sys().(*syscall.Stat_t)
+	return logPlace{dev: st.Dev, ino: st.Ino}
+}
+
+// end returns the place behind what is written.
+func (f logFile) end() (p logPlace, err error) {
+	p = f.logPlace
+	p.size, err = f.Seek(0, io.SeekEnd)
+	return p, err
 }
 
 // Reopen goes on in a new file at the log's path, after the old one was renamed.
@@ -92,39 +248,35 @@ func (l *Log) Close() error {
 }
 
 // take receives the file, to be sent back. The error is os.ErrClosed after Close.
-func (l *Log) take(ctx context.Context) (*os.File, error) {
+func (l *Log) take(ctx context.Context) (logFile, error) {
 	select {
 	case f, ok := <-l.file:
 		if !ok {
-			return nil, fmt.Errorf("log %s: %w", l.path, os.ErrClosed)
+			return logFile{}, fmt.Errorf("log %s: %w", l.path, os.ErrClosed)
 		}
 		return f, nil
 	case <-ctx.Done():
-		return nil, fmt.Errorf("log %s is in use: %w", l.path, ctx.Err())
+		return logFile{}, fmt.Errorf("log %s is in use: %w", l.path, ctx.Err())
 	}
 }
 
-// write appends whole lines, and tries until it has or ctx ends. Between two
-// tries the file ends with a whole line and others may have it.
-func (l *Log) write(ctx context.Context, lines []byte) error {
+// write appends whole lines, those for the first n bytes that wait in b, and tries
+// until it has or ctx ends. Between two tries the file ends with a whole line and
+// others may have it.
+func (l *Log) write(ctx context.Context, b *buffer, lines []byte, n int) error {
 	for failed := false; ; failed = true {
 		f, err := l.take(ctx)
 		if err != nil {
 			return err
 		}
-		n, err := f.Write(lines)
+		lines, err = f.append(b, lines, &n)
+		l.file <- f
 		if err == nil {
-			l.file <- f
 			if failed {
 				logrus.WithField("path", l.path).Info("log can be written again")
 			}
 			return nil
 		}
-		lines = lines[bytes.LastIndexByte(lines[:n], '\n')+1:]
-		if n > 0 {
-			_ = mend(f) // the next try tells what is wrong
-		}
-		l.file <- f
 		if !failed {
 			logrus.WithError(err).WithField("path", l.path).Warn("log cannot be written, output waits")
 		}
@@ -132,6 +284,29 @@ func (l *Log) write(ctx context.Context, lines []byte) error {
 			return fmt.Errorf("log %s: %w", l.path, err)
 		}
 	}
+}
+
+// append writes lines, those for the first *n bytes that wait in b, and returns what
+// is left of them, whole lines too.
+func (f logFile) append(b *buffer, lines []byte, n *int) ([]byte, error) {
+	place, err := f.end()
+	if err != nil {
+		return lines, err
+	}
+	b.writes(place)
+	written, err := f.Write(lines)
+	if err == nil {
+		b.wrote(*n)
+		return nil, nil
+	}
+	if written > 0 {
+		_ = mend(f.File) // the next try tells what is wrong
+	}
+	whole := bytes.LastIndexByte(lines[:written], '\n') + 1
+	done := consumed(b.waiting()[:*n], int64(whole))
+	b.wrote(done)
+	*n -= done
+	return lines[whole:], err
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -145,16 +320,19 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-func openLog(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o640)
+func openLog(path string) (logFile, error) {
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o640)
 	if err != nil {
-		return nil, fmt.Errorf("log: %w", err)
+		return logFile{}, fmt.Errorf("log: %w", err)
 	}
-	if err := mend(f); err != nil {
-		f.Close()
-		return nil, err
+	info, err := file.Stat()
+	if err == nil {
+		err = mend(file)
 	}
-	return f, nil
+	if err != nil {
+		return logFile{}, errors.Join(err, file.Close())
+	}
+	return logFile{file, placeOf(info)}, nil
 }
 
 // mend cuts off a line without an end.

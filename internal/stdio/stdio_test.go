@@ -35,12 +35,31 @@ func newContainer(t *testing.T, ctx context.Context) *container {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.w.Close() })
-	if c.log, err = new(Logs).Open(c.path); err != nil {
+	c.restart(ctx)
+	return c
+}
+
+// restart has a new daemon follow the container, whose last one has ended.
+func (c *container) restart(ctx context.Context) {
+	c.t.Helper()
+	logs, err := OpenLogs(filepath.Join(filepath.Dir(c.fifo), "buffers"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if c.log, err = logs.Open("c", c.path); err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { c.log.Close() })
+	c.follow(ctx)
+}
+
+func testLogs(t testing.TB) *Logs {
+	t.Helper()
+	logs, err := OpenLogs(t.TempDir())
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.log.Close() })
-	c.follow(ctx)
-	return c
+	return logs
 }
 
 func (c *container) follow(ctx context.Context) {
@@ -156,13 +175,14 @@ func TestNextDaemonGoesOn(t *testing.T) {
 	stop()
 	<-c.stream.Done()
 	c.write("two\nthr")
-	c.follow(t.Context())
+	c.restart(t.Context())
 	c.write("ee\n")
 	c.drain()
 	wantLog(t, c.path, "stdout F one", "stdout F two", "stdout F three")
 }
 
-func TestStopLogsTheBegunLine(t *testing.T) {
+// A line is one also when it is begun under one daemon and ended under the next.
+func TestStopKeepsTheBegunLine(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	c := newContainer(t, ctx)
 	c.write("one\ntw")
@@ -171,10 +191,10 @@ func TestStopLogsTheBegunLine(t *testing.T) {
 	}
 	stop()
 	<-c.stream.Done()
-	c.follow(t.Context())
+	c.restart(t.Context())
 	c.write("o\n")
 	c.drain()
-	wantLog(t, c.path, "stdout F one", "stdout P tw", "stdout F o")
+	wantLog(t, c.path, "stdout F one", "stdout F two")
 }
 
 func TestPromptIsSeen(t *testing.T) {
@@ -347,7 +367,7 @@ func TestDrainOnAFullDiskIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.w.Close()
-	if c.log, err = new(Logs).Open(c.path); err != nil {
+	if c.log, err = testLogs(t).Open("c", c.path); err != nil {
 		t.Fatal(err)
 	}
 	c.follow(t.Context())
@@ -361,7 +381,7 @@ func TestDrainOnAFullDiskIsBounded(t *testing.T) {
 
 func TestNoLogPathDiscards(t *testing.T) {
 	c := newContainer(t, t.Context())
-	log, err := new(Logs).Open("")
+	log, err := testLogs(t).Open("c", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -389,7 +409,7 @@ func TestOpenRemovesATornLine(t *testing.T) {
 			if err := os.WriteFile(path, []byte(test.before), 0o640); err != nil {
 				t.Fatal(err)
 			}
-			log, err := new(Logs).Open(path)
+			log, err := testLogs(t).Open("c", path)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -500,7 +520,7 @@ func BenchmarkCopy(b *testing.B) {
 		b.Fatal(err)
 	}
 	path := filepath.Join(dir, "0.log")
-	log, err := new(Logs).Open(path)
+	log, err := testLogs(b).Open("c", path)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -21,8 +21,7 @@ const (
 )
 
 // partialAfter is how long the begin of a line waits for its end before it is
-// logged on its own. It bounds what a crash of the daemon can lose, and lets a
-// prompt be seen.
+// logged on its own, so that a prompt is seen.
 const partialAfter = time.Second
 
 // gather is how long a stream lets output collect in the pipe that arrives fast
@@ -30,17 +29,11 @@ const partialAfter = time.Second
 // each a piece.
 const gather = 2 * time.Millisecond
 
-// buffer is the memory of a stream while output arrives.
-type buffer struct {
-	in    [64 << 10]byte
-	begun int // length of the begun line at the start of in
-	out   [96 << 10]byte
-}
-
 // Stream copies one output of a container to its log.
 type Stream struct {
 	log    *Log
 	name   string
+	key    string // among the streams of all containers
 	r      *os.File
 	conn   syscall.RawConn
 	cancel context.CancelFunc
@@ -55,16 +48,24 @@ type Stream struct {
 	head []byte  // of log lines
 }
 
+// linesSize is the room for log lines that are written at a time, in bytes.
+const linesSize = 96 << 10
+
 // Copy starts to copy from r, which is Stdout or Stderr, to the log. It takes r
-// over, which must not block: a FIFO of Open or the master of a terminal. When
-// ctx ends, so does the stream, and what it has not yet read stays in r.
+// over, which must not block: a FIFO of Open or the master of a terminal. It begins
+// with what an earlier daemon has read of the stream and not logged. When ctx ends,
+// so does the stream; what it has not read stays in r, and what it has not logged
+// is kept for the next daemon.
 func (l *Log) Copy(ctx context.Context, name string, r *os.File) (*Stream, error) {
 	conn, err := r.SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	s := &Stream{log: l, name: name, r: r, conn: conn, cancel: cancel, done: make(chan struct{})}
+	s := &Stream{log: l, name: name, key: l.id + " " + name, r: r, conn: conn, cancel: cancel, done: make(chan struct{})}
+	if s.buf = l.logs.claim(s.key); s.buf != nil {
+		s.buf.settle(l.written)
+	}
 	go s.run(ctx)
 	return s, nil
 }
@@ -86,6 +87,7 @@ func (s *Stream) Drain(ctx context.Context) error {
 	case <-ctx.Done():
 		s.cancel()
 		<-s.done
+		s.release()
 		return fmt.Errorf("rest of %s: %w", s.name, ctx.Err())
 	}
 }
@@ -98,30 +100,43 @@ func (s *Stream) run(ctx context.Context) {
 	defer s.cancel()
 	defer s.r.Close()
 	defer s.taps.end()
-	defer s.release()
 	defer context.AfterFunc(ctx, s.wake)()
 
-	// What has been read is not in the pipe any more for the next daemon, so
-	// writing it goes on for a while when ctx has ended.
-	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(retryAfter, cancel) })()
-
-	err := s.follow(ctx, late)
-	if err == nil && s.exited.Load() {
-		err = s.drain(late)
-	}
+	err := s.resume(ctx)
 	if err == nil {
-		err = s.flush(late)
+		err = s.follow(ctx)
 	}
-	if err != nil && ctx.Err() == nil {
+	if err == nil && s.exited.Load() {
+		// No next daemon reads the rest, so it may take a while when ctx has ended.
+		late, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		defer cancel()
+		defer context.AfterFunc(ctx, func() { time.AfterFunc(retryAfter, cancel) })()
+		if err = s.drain(late); err == nil {
+			err = s.flush(late)
+		}
+	} else if err == nil && ctx.Err() == nil { // the end
+		err = s.flush(ctx)
+	}
+	if ctx.Err() != nil {
+		return // what is held is the next daemon's
+	}
+	s.release()
+	if err != nil {
 		logrus.WithError(err).WithFields(logrus.Fields{"path": s.log.path, "stream": s.name}).Warn("output is not logged any more")
 	}
 }
 
-// follow logs output as it arrives, until its end or until it is told to stop. late
-// is for what has been read by then.
-func (s *Stream) follow(ctx, late context.Context) error {
+// resume logs the lines that an earlier daemon has read, with the time at which it
+// did. A line that it has only begun is held as any other.
+func (s *Stream) resume(ctx context.Context) error {
+	if s.buf == nil {
+		return nil
+	}
+	return s.lines(ctx, time.Unix(0, s.buf.time))
+}
+
+// follow logs output as it arrives, until its end or until it is told to stop.
+func (s *Stream) follow(ctx context.Context) error {
 	take := s.take // one closure for all reads
 	stopped := func() bool { return ctx.Err() != nil || s.exited.Load() }
 	var last time.Time // something was read
@@ -147,13 +162,12 @@ func (s *Stream) follow(ctx, late context.Context) error {
 			if stopped() {
 				return nil
 			}
-			err = s.flush(late)
+			err = s.flush(ctx)
 		case err == nil && s.n == 0:
 			return nil
 		case err == nil:
-			full := s.buf.begun+s.n == len(s.buf.in)
-			err = s.write(late)
-			if now := time.Now(); !full && now.Sub(last) < gather {
+			err = s.write(ctx)
+			if now := time.Now(); s.n < readSize/2 && now.Sub(last) < gather {
 				// An end of ctx is seen at once behind this.
 				_ = sleep(ctx, gather)
 			}
@@ -193,16 +207,13 @@ func (s *Stream) drain(ctx context.Context) error {
 // the buffer only now that there may be something to put in it.
 func (s *Stream) take(fd uintptr) bool {
 	if s.buf == nil {
-		s.buf, _ = s.log.logs.buffers.Get().(*buffer)
-		if s.buf == nil {
-			s.buf = new(buffer)
-		}
+		s.buf = s.log.logs.get(s.key)
 	}
-	s.n, s.err = readNow(int(fd), s.buf.in[s.buf.begun:])
+	s.n, s.err = s.buf.read(int(fd))
 	if s.err == nil && s.n > 0 {
 		return true
 	}
-	if s.buf.begun == 0 {
+	if len(s.buf.waiting()) == 0 {
 		s.release()
 	}
 	return s.err != unix.EAGAIN
@@ -211,23 +222,37 @@ func (s *Stream) take(fd uintptr) bool {
 // write logs what take has read, but for the line that it begins and does not
 // end. All output passes here.
 func (s *Stream) write(ctx context.Context) error {
-	b := s.buf
-	in := b.in[:b.begun+s.n]
-	s.taps.put(in[b.begun:]) // before a log that cannot be written holds it up
-	s.stamp()
+	in := s.buf.waiting()
+	s.taps.put(in[len(in)-s.n:]) // before a log that cannot be written holds it up
+	// One time for all lines of a read is as true as one for each: they came
+	// together.
+	now := time.Now()
+	s.buf.time = now.UnixNano()
+	return s.lines(ctx, now)
+}
+
+// lines logs the whole lines that wait.
+func (s *Stream) lines(ctx context.Context, at time.Time) error {
+	s.stamp(at)
+	space, _ := s.log.logs.spaces.Get().(*[linesSize]byte)
+	if space == nil {
+		space = new([linesSize]byte)
+	}
+	defer s.log.logs.spaces.Put(space)
 	for {
-		var out []byte
-		out, in = entries(b.out[:0], in, s.head)
+		in := s.buf.waiting()
+		out, rest := entries(space[:0], in, s.head)
 		if len(out) == 0 {
 			break
 		}
-		if err := s.log.write(ctx, out); err != nil {
+		if err := s.log.write(ctx, s.buf, out, len(in)-len(rest)); err != nil {
 			return err
 		}
 	}
-	b.begun = copy(b.in[:], in)
-	if b.begun == 0 {
+	if len(s.buf.waiting()) == 0 {
 		s.release()
+	} else {
+		s.buf.compact()
 	}
 	return nil
 }
@@ -237,15 +262,18 @@ func (s *Stream) flush(ctx context.Context) error {
 	if s.buf == nil {
 		return nil
 	}
-	defer s.release()
-	s.stamp()
-	return s.log.write(ctx, entry(s.buf.out[:0], s.head, 'P', s.buf.in[:s.buf.begun]))
+	s.stamp(time.Now())
+	begun := s.buf.waiting()
+	err := s.log.write(ctx, s.buf, entry(nil, s.head, 'P', begun), len(begun))
+	if err == nil {
+		s.release()
+	}
+	return err
 }
 
-// stamp sets the time of the next log lines. One for all lines of a read is as
-// true as one for each: they came together.
-func (s *Stream) stamp() {
-	s.head = time.Now().UTC().AppendFormat(s.head[:0], timestamp)
+// stamp sets the time of the next log lines.
+func (s *Stream) stamp(at time.Time) {
+	s.head = at.UTC().AppendFormat(s.head[:0], timestamp)
 	s.head = append(s.head, ' ')
 	s.head = append(s.head, s.name...)
 	s.head = append(s.head, ' ')
@@ -253,8 +281,7 @@ func (s *Stream) stamp() {
 
 func (s *Stream) release() {
 	if s.buf != nil {
-		s.buf.begun = 0
-		s.log.logs.buffers.Put(s.buf)
+		s.log.logs.put(s.buf)
 		s.buf = nil
 	}
 }
@@ -265,19 +292,44 @@ func (s *Stream) release() {
 // parts of that length.
 func entries(out, in, head []byte) (_, rest []byte) {
 	for len(in) > 0 && cap(out)-len(out) >= maxEntry {
-		end := bytes.IndexByte(in[:min(len(in), maxLine+1)], '\n')
-		switch {
-		case end >= 0:
-			out = entry(out, head, 'F', in[:end])
-			in = in[end+1:]
-		case len(in) > maxLine:
-			out = entry(out, head, 'P', in[:maxLine])
-			in = in[maxLine:]
-		default:
-			return out, in
+		content, used, tag := next(in)
+		if used == 0 {
+			break
 		}
+		out = entry(out, head, tag, in[:content])
+		in = in[used:]
 	}
 	return out, in
+}
+
+// next returns how long the content of the next log line for in is, how much of in
+// it takes, and its tag. It takes nothing of the begin of a line.
+func next(in []byte) (content, used int, tag byte) {
+	end := bytes.IndexByte(in[:min(len(in), maxLine+1)], '\n')
+	switch {
+	case end >= 0:
+		return end, end + 1, 'F'
+	case len(in) > maxLine:
+		return maxLine, maxLine, 'P'
+	}
+	return 0, 0, 0
+}
+
+// consumed returns how much of in is in its first n bytes of log lines, of which
+// the last may be that of a begun line.
+func consumed(in []byte, n int64) int {
+	total := len(in)
+	for len(in) > 0 {
+		content, used, _ := next(in)
+		if used == 0 {
+			content, used = len(in), len(in)
+		}
+		if n -= int64(headSize + len("F ") + content + len("\n")); n < 0 {
+			break
+		}
+		in = in[used:]
+	}
+	return total - len(in)
 }
 
 func entry(out, head []byte, tag byte, content []byte) []byte {
