@@ -114,7 +114,10 @@ func TestKilled(t *testing.T) {
 	d := startCopying(t, dir)
 	close(stop)
 	logs = append(logs, filepath.Join(dir, "log"))
-	until(t, func() bool { return strings.Count(tail(t, logs[len(logs)-1]), " F last\n") == 2 })
+	until(t, func() bool {
+		log, err := os.ReadFile(logs[len(logs)-1])
+		return err == nil && bytes.Count(log, []byte(" F last\n")) == 2
+	})
 	_ = d.Process.Kill()
 	_ = d.Wait()
 	got := map[string]*bytes.Buffer{Stdout: {}, Stderr: {}}
@@ -183,28 +186,9 @@ func startCopying(t *testing.T, dir string) *exec.Cmd {
 // until waits until what is true.
 func until(t *testing.T, what func() bool) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); !what(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !what(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("it is not so after a minute")
 		}
 	}
-}
-
-// tail is the end of a file.
-func tail(t *testing.T, path string) string {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := io.ReadAll(io.NewSectionReader(f, max(0, info.Size()-64<<10), 64<<10))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
 }
