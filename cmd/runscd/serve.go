@@ -6,14 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	runc "github.com/containerd/go-runc"
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -29,6 +27,7 @@ import (
 	"github.com/runscd/runscd/internal/runsc"
 	"github.com/runscd/runscd/internal/spec"
 	"github.com/runscd/runscd/internal/store"
+	"github.com/runscd/runscd/internal/systemd"
 )
 
 func serveCommand(file *string) *cobra.Command {
@@ -46,7 +45,7 @@ func serveCommand(file *string) *cobra.Command {
 	}
 }
 
-// serve recovers what an earlier daemon left, then listens until ctx ends. It
+// serve recovers what an earlier daemon left, then serves until ctx ends. It
 // leaves the pods as they are: they do not notice that the daemon ends.
 func serve(ctx context.Context, c *config.Config) error {
 	if err := setLogging(c.Log); err != nil {
@@ -62,6 +61,15 @@ func serve(ctx context.Context, c *config.Config) error {
 		}
 		defer claim.Close()
 	}
+	unit, err := systemd.Take()
+	if err != nil {
+		return err
+	}
+	socket, err := openSocket(c, unit)
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
 	reaper, err := monitor.New()
 	if err != nil {
 		return err
@@ -83,7 +91,7 @@ func serve(ctx context.Context, c *config.Config) error {
 		return fmt.Errorf("image store: %w", err)
 	}
 	defer images.Close()
-	pods, err := openPods(ctx, c, images, reaper)
+	pods, err := openPods(ctx, c, images, reaper, unit)
 	if err != nil {
 		return err
 	}
@@ -107,7 +115,7 @@ func serve(ctx context.Context, c *config.Config) error {
 		_, err := pods.Handler(handler)
 		return err
 	}))
-	return listen(ctx, server, c)
+	return listen(ctx, server, socket, unit)
 }
 
 // clearTempMounts makes the directory where layers are mounted for a moment with
@@ -121,7 +129,7 @@ func clearTempMounts(dir string) error {
 }
 
 // openPods recovers the pods and containers.
-func openPods(ctx context.Context, c *config.Config, images *image.Store, reaper *monitor.Monitor) (*pod.Registry, error) {
+func openPods(ctx context.Context, c *config.Config, images *image.Store, reaper *monitor.Monitor, unit *systemd.Unit) (*pod.Registry, error) {
 	handlers, err := handlersOf(c)
 	if err != nil {
 		return nil, err
@@ -136,7 +144,7 @@ func openPods(ctx context.Context, c *config.Config, images *image.Store, reaper
 	pods, err := pod.Open(ctx, pod.Options{
 		Root: c.Root, State: c.State, Handlers: handlers, Default: c.Runtime.Default,
 		SystemdCgroup: c.Cgroup.DriverInUse() == "systemd", MinOOMScoreAdj: lowest, CDISpecDirs: c.Runtime.CDISpecDirs,
-		Images: images, Network: networkOf(c), Monitor: reaper,
+		Images: images, Network: networkOf(c), Monitor: reaper, Unit: unit,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("recovery: %w", err)
@@ -198,76 +206,6 @@ func statusInfo(c *config.Config, handlers map[string]*pod.Handler) (map[string]
 		info[key] = string(data)
 	}
 	return info, nil
-}
-
-// listen serves on the socket until ctx ends.
-func listen(ctx context.Context, server *grpc.Server, c *config.Config) error {
-	// The lock on the state directory says that nobody listens there.
-	if err := os.Remove(c.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	old := unix.Umask(0o117) // 0660 from the start
-	l, err := net.Listen("unix", c.Socket)
-	unix.Umask(old)
-	if err != nil {
-		return err
-	}
-	gid, err := c.SocketGID()
-	if err == nil {
-		err = os.Chown(c.Socket, -1, gid)
-	}
-	if err != nil {
-		return errors.Join(err, l.Close())
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		<-ctx.Done()
-		notify(daemon.SdNotifyStopping)
-		stopServer(server)
-	}()
-	go watchdog(ctx)
-	notify(daemon.SdNotifyReady)
-	logrus.WithFields(logrus.Fields{"socket": c.Socket, "version": version}).Info("serving")
-	if err := server.Serve(l); err != nil {
-		return err
-	}
-	<-done
-	logrus.Info("stopped; pods run on")
-	return nil
-}
-
-// stopServer lets RPCs that change something come to their end, which is soon;
-// streams have none of their own.
-func stopServer(server *grpc.Server) {
-	cut := time.AfterFunc(2*time.Second, server.Stop)
-	defer cut.Stop()
-	server.GracefulStop()
-}
-
-// watchdog tells systemd that the daemon lives, if it wants to know.
-func watchdog(ctx context.Context) {
-	interval, err := daemon.SdWatchdogEnabled(false)
-	if err != nil || interval == 0 {
-		return
-	}
-	tick := time.NewTicker(interval / 2)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			notify(daemon.SdNotifyWatchdog)
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// notify tells systemd the daemon's state, where systemd started it.
-func notify(state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
-		logrus.WithError(err).Warn("systemd is not told")
-	}
 }
 
 func setLogging(c config.Log) error {

@@ -41,9 +41,11 @@ func (c *Container) takeInput() (io.WriteCloser, error) {
 	case config.StdinOnce:
 		select {
 		case input := <-c.output.stdin:
+			// From now on its end is the client's, and the daemon's.
+			c.kept().drop(keptStdin)
 			return input, nil
 		default:
-			return nil, fmt.Errorf("container %s: stdin: with stdin_once one client can have it, and no other after a restart of the daemon: %w", c.ID, errdefs.ErrFailedPrecondition)
+			return nil, fmt.Errorf("container %s: stdin: with stdin_once one client can have it, and none when it was lost in a restart of the daemon: %w", c.ID, errdefs.ErrFailedPrecondition)
 		}
 	}
 	return stdio.OpenInput(filepath.Join(c.Pod.home.containerDir(c.ID), stdinFIFO))

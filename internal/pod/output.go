@@ -9,6 +9,7 @@ import (
 	"github.com/runscd/runscd/internal/proc"
 	"github.com/runscd/runscd/internal/runsc"
 	"github.com/runscd/runscd/internal/stdio"
+	"github.com/runscd/runscd/internal/systemd"
 )
 
 // output is what the daemon holds of a container's standard streams. It is nil
@@ -25,6 +26,32 @@ type output struct {
 // outputs are the streams of a container; each has a FIFO of its name in the
 // container's directory. A terminal is the first.
 var outputs = []string{stdio.Stdout, stdio.Stderr}
+
+// What else systemd keeps of a container's streams, besides the daemon's ends of
+// outputs.
+const (
+	keptTerminal = "terminal"
+	keptStdin    = "stdin"
+)
+
+// kept is what systemd keeps of the streams of a container.
+type kept struct {
+	unit *systemd.Unit
+	id   string
+}
+
+func (c *Container) kept() kept { return kept{c.Pod.home.Unit, c.ID} }
+
+func (k kept) keep(what string, f *os.File) { k.unit.Keep(k.id+"-"+what, f) }
+func (k kept) claim(what string) *os.File   { return k.unit.Claim(k.id + "-" + what) }
+func (k kept) drop(what string)             { k.unit.Drop(k.id + "-" + what) }
+
+// end drops all.
+func (k kept) end() {
+	for _, what := range append([]string{keptTerminal, keptStdin}, outputs...) {
+		k.drop(what)
+	}
+}
 
 // launch starts the container's process and what copies its output. After an
 // error the process may run.
@@ -46,16 +73,25 @@ func (c *Container) launch(ctx context.Context) (*output, error) {
 	if err == nil {
 		// Not opened before: what runsc itself says of a failure is not the
 		// container's output.
-		o, err = c.openOutput(c.Facts().LogPath)
+		var log *stdio.Log
+		if log, err = c.Pod.home.logs.Open(c.ID, c.Facts().LogPath); err == nil {
+			o, err = c.openOutput(log)
+		}
 	}
 	if err := errors.Join(err, closeAll(append(files, stdin))); err != nil {
 		return nil, errors.Join(err, closeAll([]*os.File{input}), o.close())
 	}
 	if input != nil {
-		o.stdin = make(chan *os.File, 1)
-		o.stdin <- input
+		c.kept().keep(keptStdin, input)
+		o.offer(input)
 	}
 	return o, nil
+}
+
+// offer has the input of stdin_once wait for its client.
+func (o *output) offer(input *os.File) {
+	o.stdin = make(chan *os.File, 1)
+	o.stdin <- input
 }
 
 func (c *Container) launchTerminal(ctx context.Context) (*output, error) {
@@ -63,7 +99,12 @@ func (c *Container) launchTerminal(ctx context.Context) (*output, error) {
 	if err != nil {
 		return nil, err
 	}
-	o, err := c.copyOutput(c.Facts().LogPath, master)
+	c.kept().keep(keptTerminal, master)
+	log, err := c.Pod.home.logs.Open(c.ID, c.Facts().LogPath)
+	if err != nil {
+		return nil, errors.Join(err, master.Close())
+	}
+	o, err := c.copyOutput(log, master)
 	if err != nil {
 		return nil, err
 	}
@@ -84,26 +125,26 @@ func createFIFOs(dir string) ([]*os.File, error) {
 	return files, nil
 }
 
-// openOutput starts to copy the container's FIFOs to a log, "" for none.
-func (c *Container) openOutput(path string) (*output, error) {
+// openOutput starts to copy the container's FIFOs to a log, which it takes over.
+func (c *Container) openOutput(log *stdio.Log) (*output, error) {
 	var files []*os.File
 	for _, name := range outputs {
-		f, err := stdio.Open(filepath.Join(c.Pod.home.containerDir(c.ID), name))
-		if err != nil {
-			return nil, errors.Join(err, closeAll(files))
+		f := c.kept().claim(name)
+		if f == nil {
+			var err error
+			if f, err = stdio.Open(filepath.Join(c.Pod.home.containerDir(c.ID), name)); err != nil {
+				return nil, errors.Join(err, closeAll(files), log.Close())
+			}
+			c.kept().keep(name, f)
 		}
 		files = append(files, f)
 	}
-	return c.copyOutput(path, files...)
+	return c.copyOutput(log, files...)
 }
 
-// copyOutput starts to copy files, in the order of outputs, to a log. It takes
-// the files over.
-func (c *Container) copyOutput(path string, files ...*os.File) (*output, error) {
-	log, err := c.Pod.home.logs.Open(c.ID, path)
-	if err != nil {
-		return nil, errors.Join(err, closeAll(files))
-	}
+// copyOutput starts to copy files, in the order of outputs, to a log. It takes all
+// of them over.
+func (c *Container) copyOutput(log *stdio.Log, files ...*os.File) (*output, error) {
 	o := &output{log: log}
 	for i, f := range files {
 		// The container's end ends the stream, not the call that started it.
@@ -117,8 +158,8 @@ func (c *Container) copyOutput(path string, files ...*os.File) (*output, error) 
 }
 
 // Close ends the copying of output to logs. What is not there yet is kept for the
-// next daemon. Containers do not notice, but for those with a terminal: theirs
-// hangs up.
+// next daemon. Containers do not notice, but for those whose terminal nobody keeps:
+// it hangs up.
 func (r *Registry) Close() {
 	r.stopCopying()
 	for _, c := range r.Containers() {

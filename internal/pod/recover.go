@@ -22,6 +22,7 @@ import (
 	"github.com/runscd/runscd/internal/runsc"
 	"github.com/runscd/runscd/internal/stdio"
 	"github.com/runscd/runscd/internal/store"
+	"github.com/runscd/runscd/internal/systemd"
 )
 
 // recoverTimeout bounds what is done for one pod at start.
@@ -34,6 +35,9 @@ func Open(ctx context.Context, o Options) (*Registry, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, err
+	}
+	if o.Unit == nil {
+		o.Unit = new(systemd.Unit)
 	}
 	o.CgroupRoot = cmp.Or(o.CgroupRoot, "/sys/fs/cgroup")
 	r := &Registry{
@@ -100,6 +104,7 @@ func (r *Registry) recover(ctx context.Context) error {
 	}
 	wg.Wait()
 	r.logs.Forget(r.has)
+	r.Unit.Forget(r.has)
 	r.removeStrays(ctx)
 	return nil
 }
@@ -228,26 +233,46 @@ func (c *Container) recover(ctx context.Context) error {
 
 // recoverOutput goes on with the container's log. If that cannot be opened what
 // the container writes must go somewhere nonetheless, or it would stop.
-func (c *Container) recoverOutput(ctx context.Context) (err error) {
-	open := c.openOutput
-	if c.Config().Tty {
-		// The master was the last daemon's: the terminal has hung up. There may be
-		// something that was read from it and not logged.
-		open = func(path string) (*output, error) {
-			r, w, err := os.Pipe()
-			if err != nil {
-				return nil, err
-			}
-			w.Close()
-			return c.copyOutput(path, r)
+func (c *Container) recoverOutput(ctx context.Context) error {
+	log, err := c.Pod.home.logs.Open(c.ID, c.Facts().LogPath)
+	if err != nil {
+		var discarded error
+		if log, discarded = c.Pod.home.logs.Open(c.ID, ""); discarded != nil {
+			return errors.Join(err, discarded)
 		}
-		err = c.init.Kill(ctx, unix.SIGHUP, false)
 	}
-	var failed, discarded error
-	if c.output, failed = open(c.Facts().LogPath); failed != nil {
-		c.output, discarded = open("")
+	var failed error
+	if c.Config().Tty {
+		c.output, failed = c.recoverTerminal(ctx, log)
+		return errors.Join(err, failed)
 	}
-	return errors.Join(err, failed, discarded)
+	if c.output, failed = c.openOutput(log); failed != nil {
+		return errors.Join(err, failed)
+	}
+	if input := c.kept().claim(keptStdin); input != nil {
+		c.output.offer(input)
+	}
+	return err
+}
+
+// recoverTerminal goes on with the container's terminal. If nobody has kept that it
+// has hung up with the last daemon, and only what had been read of it is left.
+func (c *Container) recoverTerminal(ctx context.Context, log *stdio.Log) (*output, error) {
+	if master := c.kept().claim(keptTerminal); master != nil {
+		o, err := c.copyOutput(log, master)
+		if err == nil {
+			o.terminal = stdio.NewTerminal(master, c.signalled(c.init.SignalForeground))
+		}
+		return o, err
+	}
+	err := c.init.Kill(ctx, unix.SIGHUP, false)
+	end, w, failed := os.Pipe()
+	if failed != nil {
+		return nil, errors.Join(err, failed, log.Close())
+	}
+	w.Close()
+	o, failed := c.copyOutput(log, end)
+	return o, errors.Join(err, failed)
 }
 
 // removeStrays removes what the host holds for ids that have no record.

@@ -17,6 +17,7 @@ import (
 	"github.com/runscd/runscd/internal/runsc"
 	"github.com/runscd/runscd/internal/stdio"
 	"github.com/runscd/runscd/internal/store"
+	"github.com/runscd/runscd/internal/systemd"
 )
 
 // Images gives containers their root file systems; internal/image is it.
@@ -70,6 +71,7 @@ type Options struct {
 	Images         Images
 	Network        Network
 	Monitor        proc.ProcessMonitor
+	Unit           *systemd.Unit // keeps what containers have of the daemon; nil for nobody
 }
 
 // Registry holds the pods and containers of the node. Its methods are what the

@@ -77,6 +77,7 @@ func (c *Container) start(ctx context.Context) error {
 func (c *Container) undoStart(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTimeout)
 	defer cancel()
+	c.kept().end()
 	return c.init.Delete(ctx)
 }
 
@@ -97,6 +98,7 @@ func (c *Container) watch() {
 	if err := c.output.drain(ctx); err != nil {
 		logrus.WithField("container", c.ID).WithError(err).Error("last output of the container")
 	}
+	c.kept().end()
 	facts := containerRecord{FinishedAt: exit.At, ExitCode: exit.Status, Reason: reasonError}
 	switch {
 	case oom != "":

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,6 +38,8 @@ type daemon struct {
 	subnet int    // of its CNI network: 10.86.<subnet>.0/24
 	cmd    *exec.Cmd
 	exited chan struct{} // closed when cmd has ended
+
+	service *service // what systemd is to it
 
 	conn   *grpc.ClientConn
 	raw    runtime.RuntimeServiceClient
@@ -82,6 +83,7 @@ bin_dirs = ["/usr/lib/cni"]
 certs_dir = ""
 `, d.path("l"), d.path("s"), os.Getenv("RUNSCD_RUNSC"), d.path("cni")))
 	d.write(t, "conf.toml.d/10.toml", settings)
+	d.service = newService(t, d.path("notify"))
 	t.Cleanup(func() { d.end(t) })
 	d.start(t)
 	d.image, err = d.images.PullImage(ctx(t), &runtime.ImageSpec{Image: busybox}, nil, nil)
@@ -102,30 +104,18 @@ func (d *daemon) write(t *testing.T, name, content string) {
 // start starts the daemon and waits until it says that it is ready.
 func (d *daemon) start(t *testing.T) {
 	t.Helper()
-	notify := d.path("notify")
-	_ = os.Remove(notify)
-	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: notify})
-	check(t, err)
-	defer l.Close()
 	log, err := os.OpenFile(d.path("log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	check(t, err)
 	defer log.Close()
-	cmd, exited := exec.Command(runscd, "serve", "--config", d.path("conf.toml")), make(chan struct{})
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notify, noSleep)
-	check(t, cmd.Start())
+	cmd, err := d.service.start(log, runscd, "serve", "--config", d.path("conf.toml"))
+	check(t, err)
+	exited := make(chan struct{})
 	go func() {
 		_ = cmd.Wait()
 		close(exited)
-		l.Close()
 	}()
 	d.cmd, d.exited = cmd, exited
-	check(t, l.SetReadDeadline(time.Now().Add(patience)))
-	message := make([]byte, 1024)
-	n, err := l.Read(message)
-	if err != nil || string(message[:n]) != "READY=1" {
-		t.Fatalf("daemon not ready: %q, %v", message[:n], err)
-	}
+	d.service.waitFor(t, "READY=1", exited)
 	d.connect(t)
 }
 
@@ -167,6 +157,7 @@ func (d *daemon) disconnect(t *testing.T) {
 // end removes all pods and the daemon, and looks for what they left.
 func (d *daemon) end(t *testing.T) {
 	defer d.clear(t)
+	defer d.service.close()
 	if d.cmd == nil {
 		return
 	}
