@@ -438,9 +438,6 @@ func TestBadRequests(t *testing.T) {
 			t.Errorf("%s of what is not there: %v", name, err)
 		}
 	}
-	if _, err := s.CheckpointPod(ctx, &runtime.CheckpointPodRequest{}); grpcstatus.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "CheckpointPod") {
-		t.Errorf("an RPC that is not there: %v", err)
-	}
 	if pods := s.pods.Pods(); len(pods) != 1 || len(s.pods.Containers()) != 0 {
 		t.Errorf("pods %v, containers %v", pods, s.pods.Containers())
 	}

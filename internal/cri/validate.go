@@ -49,34 +49,37 @@ func validatePod(c *runtime.PodSandboxConfig) error {
 	if sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil {
 		return invalid("config.linux.security_context.run_as_group", "%d without run_as_user", sc.RunAsGroup.Value)
 	}
-	return validateMetadata(c.Labels, c.Annotations)
+	return validateMetadata("config", c.Labels, c.Annotations)
 }
 
 func validateContainer(req *runtime.CreateContainerRequest) error {
 	if err := required("pod_sandbox_id", req.PodSandboxId); err != nil {
 		return err
 	}
-	c := req.Config
+	return validateContainerConfig("config", req.Config)
+}
+
+func validateContainerConfig(field string, c *runtime.ContainerConfig) error {
 	if c == nil {
-		return invalid("config", "required")
+		return invalid(field, "required")
 	}
 	if c.Metadata == nil {
-		return invalid("config.metadata", "required")
+		return invalid(field+".metadata", "required")
 	}
-	if err := required("config.metadata.name", c.Metadata.Name); err != nil {
+	if err := required(field+".metadata.name", c.Metadata.Name); err != nil {
 		return err
 	}
-	if err := required("config.image.image", c.GetImage().GetImage()); err != nil {
+	if err := required(field+".image.image", c.GetImage().GetImage()); err != nil {
 		return err
 	}
 	if n := len(c.Mounts); n > spec.MaxMounts { // some are made before all are looked at
-		return invalid("config.mounts", "%d, more than %d", n, spec.MaxMounts)
+		return invalid(field+".mounts", "%d, more than %d", n, spec.MaxMounts)
 	}
-	return validateMetadata(c.Labels, c.Annotations)
+	return validateMetadata(field, c.Labels, c.Annotations)
 }
 
-func validateMetadata(labels, annotations map[string]string) error {
-	for field, m := range map[string]map[string]string{"config.labels": labels, "config.annotations": annotations} {
+func validateMetadata(config string, labels, annotations map[string]string) error {
+	for field, m := range map[string]map[string]string{config + ".labels": labels, config + ".annotations": annotations} {
 		size := 0
 		for k, v := range m {
 			size += len(k) + len(v)

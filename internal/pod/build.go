@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,15 +33,8 @@ const (
 // RunPod makes and starts a pod's sandbox and returns its id. After an error
 // nothing is left of it.
 func (r *Registry) RunPod(ctx context.Context, req *runtime.RunPodSandboxRequest) (string, error) {
-	h, err := r.Handler(req.RuntimeHandler)
-	if err != nil {
+	if err := admit(r, req.Config, req.RuntimeHandler); err != nil {
 		return "", err
-	}
-	if h.unusable != nil {
-		return "", h.unusable
-	}
-	if h.noUserNS != nil && userNS(req.Config) != nil {
-		return "", fmt.Errorf("userns_options: user namespaces do not work here: %w: %w", h.noUserNS, errdefs.ErrNotImplemented)
 	}
 	name := podName(req.Config.Metadata)
 	return r.podNames.create(ctx, name, req, func(ctx context.Context) (string, error) {
@@ -50,74 +44,104 @@ func (r *Registry) RunPod(ctx context.Context, req *runtime.RunPodSandboxRequest
 	})
 }
 
+// admit refuses a pod that a handler cannot run.
+func admit(r *Registry, config *runtime.PodSandboxConfig, handler string) error {
+	h, err := r.Handler(handler)
+	if err != nil {
+		return err
+	}
+	if h.unusable != nil {
+		return h.unusable
+	}
+	if h.noUserNS != nil && userNS(config) != nil {
+		return fmt.Errorf("userns_options: user namespaces do not work here: %w: %w", h.noUserNS, errdefs.ErrNotImplemented)
+	}
+	return nil
+}
+
 func (r *Registry) buildPod(ctx context.Context, req *runtime.RunPodSandboxRequest) (id string, err error) {
-	if !hostNetwork(req.Config) {
-		if err := r.Network.Status(ctx); err != nil {
-			return "", fmt.Errorf("network not ready: %w: %w", err, errdefs.ErrFailedPrecondition)
+	rec, err := podRecordOf(r, req.Config, req.RuntimeHandler)
+	if err != nil {
+		return "", err
+	}
+	p := r.newPod(newID(), rec)
+	return p.ID, raise(ctx, p, func(ctx context.Context) error {
+		if err := p.init.Start(ctx, runsc.Stdio{}); err != nil {
+			return err
 		}
-	}
-	handler := req.RuntimeHandler
-	if handler == "" {
-		handler = r.Default
-	}
+		return p.setSysctls(ctx)
+	})
+}
+
+// podRecordOf are the first facts of a pod.
+func podRecordOf(r *Registry, config *runtime.PodSandboxConfig, requested string) (podRecord, error) {
+	handler := cmp.Or(requested, r.Default)
 	h := r.Handlers[handler]
 	origin, err := h.Runtime.Origin()
 	if err != nil {
-		return "", fmt.Errorf("runtime handler %q: %w", handler, err)
+		return podRecord{}, fmt.Errorf("runtime handler %q: %w", handler, err)
 	}
-	p := r.newPod(newID(), podRecord{
-		Config: message[*runtime.PodSandboxConfig]{req.Config}, Handler: handler, Requested: req.RuntimeHandler, Boot: r.boot,
+	return podRecord{
+		Config: message[*runtime.PodSandboxConfig]{config}, Handler: handler, Requested: requested, Boot: r.boot,
 		Runsc: origin, Annotations: h.Annotations, Devices: h.Devices,
-	})
+	}, nil
+}
+
+// raise makes what a pod needs on the host and its sandbox, has that started, and
+// makes the pod known. After an error nothing is left of it.
+func raise(ctx context.Context, p *Pod, start func(context.Context) error) (err error) {
+	r, config := p.home, p.Config()
+	if !hostNetwork(config) {
+		if err := r.Network.Status(ctx); err != nil {
+			return fmt.Errorf("network not ready: %w: %w", err, errdefs.ErrFailedPrecondition)
+		}
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.discard(ctx))
 		}
 	}()
 	if err := p.update(func(*podRecord) {}); err != nil {
-		return "", err
+		return err
 	}
 	if err := r.preparePod(p); err != nil {
-		return "", err
+		return err
 	}
 	// The sandbox comes up while the network is made: it reads the addresses
 	// when it is started.
 	var ips []string
 	var g errgroup.Group // neither is cut off when the other fails: a whole thing is easier undone than half of one
 	g.Go(func() (err error) {
-		if !hostNetwork(req.Config) {
+		if !hostNetwork(config) {
 			ips, err = r.Network.Add(ctx, p.network())
 		}
 		return err
 	})
 	g.Go(func() error { return p.init.Create(ctx) })
 	if err := g.Wait(); err != nil {
-		return "", err
+		return err
 	}
-	if err := p.init.Start(ctx, runsc.Stdio{}); err != nil {
-		return "", err
-	}
-	if err := p.setSysctls(ctx); err != nil {
-		return "", err
+	if err := start(ctx); err != nil {
+		return err
 	}
 	host := p.init.Host()
 	cgroup, err := stats.CgroupOf(r.CgroupRoot, host.PID)
 	if err != nil {
-		return "", fmt.Errorf("cgroup of the sandbox: %w", err)
+		return fmt.Errorf("cgroup of the sandbox: %w", err)
 	}
 	kills, _ := cgroup.OOMKills() // a cgroup that was there before may have some
 	err = p.update(func(f *podRecord) {
 		f.CreatedAt, f.Host, f.Cgroup, f.OOMKills, f.IPs = time.Now(), host, cgroup.Memory, kills, ips
 	})
 	if err != nil {
-		return "", err
+		return err
 	}
 	p.ended = make(chan struct{})
 	r.addPod(p)
 	go p.watch()
 	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_CREATED_EVENT, Pod: p})
 	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STARTED_EVENT, Pod: p})
-	return p.ID, nil
+	return nil
 }
 
 // newPod returns a pod that nothing has been done for.
@@ -128,8 +152,10 @@ func (r *Registry) newPod(id string, rec podRecord) *Pod {
 		facts: facts[podRecord]{id: id, records: r.podRecords, now: rec},
 		init: r.processes.New(proc.CreateConfig{
 			ID: id, Bundle: r.podDir(id), Runtime: r.runtimeOf(&rec), HostNetwork: hostNetwork(rec.Config.M),
+			Restored: rec.Restored,
 		}),
 		release: make(chan struct{}, 1),
+		saving:  make(chan struct{}, 1),
 	}
 }
 
@@ -219,28 +245,47 @@ func (r *Registry) CreateContainer(ctx context.Context, req *runtime.CreateConta
 }
 
 func (r *Registry) buildContainer(ctx context.Context, p *Pod, config *runtime.ContainerConfig) (id string, err error) {
+	c, err := makeContainer(ctx, p, config, "")
+	if err != nil {
+		return "", err
+	}
+	if !r.addContainerTo(p, c) {
+		err := fmt.Errorf("pod sandbox %s: stopped meanwhile: %w", p.ID, errdefs.ErrFailedPrecondition)
+		return "", errors.Join(err, c.discard(ctx))
+	}
+	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_CREATED_EVENT, Pod: p, Container: c})
+	return c.ID, nil
+}
+
+// makeContainer makes a container that nobody knows yet. cgroup is that of its record,
+// "" for one that is not restored. After an error nothing is left of it.
+func makeContainer(ctx context.Context, p *Pod, config *runtime.ContainerConfig, cgroup string) (_ *Container, err error) {
+	r := p.home
 	img, err := r.Images.Get(ctx, config.GetImage().GetImage())
 	if err != nil {
-		return "", fmt.Errorf("image: %w", err)
+		return nil, fmt.Errorf("image: %w", err)
 	}
 	rec := containerRecord{
 		Pod:     p.ID,
 		Config:  message[*runtime.ContainerConfig]{config},
-		ImageID: img.ID, ImageRef: imageRef(img),
+		ImageID: img.ID, ImageRef: imageRef(img), Cgroup: cgroup,
 	}
 	if rec.VolumeIDs, err = resolveVolumes(ctx, r.Images, config); err != nil {
-		return "", err
+		return nil, err
 	}
 	if rec.LogPath, err = logPath(p.Config().LogDirectory, config.LogPath); err != nil {
-		return "", err
+		return nil, err
 	}
 	if rec.Signal, err = stopSignal(config.StopSignal, img.Spec.Config.StopSignal); err != nil {
-		return "", err
+		return nil, err
 	}
-	id = newID()
-	owner, err := pidOwner(r, p, config.GetLinux().GetSecurityContext().GetNamespaceOptions(), id)
-	if err != nil {
-		return "", err
+	id := newID()
+	owner := "" // a restored container has the namespace that it had
+	if cgroup == "" {
+		owner, err = pidOwner(r, p, config.GetLinux().GetSecurityContext().GetNamespaceOptions(), id)
+		if err != nil {
+			return nil, err
+		}
 	}
 	c := r.newContainer(id, p, rec)
 	defer func() {
@@ -249,23 +294,17 @@ func (r *Registry) buildContainer(ctx context.Context, p *Pod, config *runtime.C
 		}
 	}()
 	if err := c.update(func(*containerRecord) {}); err != nil {
-		return "", err
+		return nil, err
 	}
 	user, err := r.prepareContainer(ctx, c, img, owner)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if err := c.init.Create(ctx); err != nil {
-		return "", err
+		return nil, err
 	}
-	if err := c.update(func(f *containerRecord) { f.CreatedAt, f.User = time.Now(), user }); err != nil {
-		return "", err
-	}
-	if !r.addContainerTo(p, c) {
-		return "", fmt.Errorf("pod sandbox %s: stopped meanwhile: %w", p.ID, errdefs.ErrFailedPrecondition)
-	}
-	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_CREATED_EVENT, Pod: p, Container: c})
-	return c.ID, nil
+	err = c.update(func(f *containerRecord) { f.CreatedAt, f.User = time.Now(), user })
+	return c, err
 }
 
 // pidOwner returns the container whose PID namespace is asked for, "" for the
@@ -301,7 +340,7 @@ func (r *Registry) newContainer(id string, p *Pod, rec containerRecord) *Contain
 		ID: id, Pod: p,
 		facts: facts[containerRecord]{id: id, records: r.containerRecords, now: rec},
 		init: r.processes.New(proc.CreateConfig{
-			ID: id, Sandbox: p.init, Bundle: r.containerDir(id), Runtime: p.init.Runtime,
+			ID: id, Sandbox: p.init, Bundle: r.containerDir(id), Runtime: p.init.Runtime, Restored: rec.Cgroup != "",
 		}),
 		ended:   make(chan struct{}),
 		release: make(chan struct{}, 1),

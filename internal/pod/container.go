@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"cmp"
 	"sync/atomic"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -42,6 +43,9 @@ func (c *Container) State() proc.State {
 	}
 	return proc.Creating
 }
+
+// cgroup is what the sandbox calls the container's cgroup.
+func (c *Container) cgroup() string { return cmp.Or(c.Facts().Cgroup, c.ID) }
 
 // Reasons of an exit that the kubelet and its users know.
 const (

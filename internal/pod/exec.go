@@ -84,6 +84,9 @@ func (r *Registry) Exec(ctx context.Context, id string, command []string, tty bo
 	if err != nil {
 		return 0, err
 	}
+	if err := c.Pod.thawed(); err != nil {
+		return 0, err
+	}
 	process, err := c.execProcess(command, tty)
 	if err != nil {
 		return 0, err

@@ -45,6 +45,9 @@ func (r *Registry) PortForward(ctx context.Context, podID string, port uint16, c
 	if s := p.State(); s != proc.Running {
 		return fmt.Errorf("pod sandbox %s: %s, not running: %w", p.ID, s, errdefs.ErrFailedPrecondition)
 	}
+	if err := p.thawed(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	client := client{conn, cancel}

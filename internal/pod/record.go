@@ -42,6 +42,10 @@ type podRecord struct {
 	// its containers' file systems and the record.
 	Released bool   `json:"released,omitempty"`
 	Message  string `json:"message,omitempty"` // why the sandbox died
+	// Checkpoint is the directory to which the pod is being saved.
+	Checkpoint string `json:"checkpoint,omitempty"`
+	// Restored says that the pod was made from a checkpoint.
+	Restored bool `json:"restored,omitempty"`
 }
 
 // containerRecord are the facts about a container that outlive the daemon.
@@ -56,6 +60,9 @@ type containerRecord struct {
 	LogPath   string         `json:"log_path,omitempty"` // absolute
 	User      *User          `json:"user,omitempty"`
 	Signal    int            `json:"stop_signal"`
+	// Cgroup is what the sandbox calls the container's cgroup, where that is not its
+	// id: in a restored container, the id of the one that was saved.
+	Cgroup string `json:"sandbox_cgroup,omitempty"`
 	// CreatedAt is when the container could be started; zero while it is being made.
 	CreatedAt  time.Time `json:"created_at,omitzero"`
 	StartedAt  time.Time `json:"started_at,omitzero"`

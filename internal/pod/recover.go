@@ -113,7 +113,11 @@ func (r *Registry) recover(ctx context.Context) error {
 func (r *Registry) recoverPod(ctx context.Context, p *Pod, containers loaded[containerRecord]) {
 	log := logrus.WithField("pod", p.ID)
 	if p.State() == proc.Creating {
-		if err := p.discard(ctx); err != nil {
+		var made []*Container // by a restore
+		for id, l := range containers {
+			made = append(made, r.newContainer(id, p, *l.Record))
+		}
+		if err := errors.Join(discardAll(ctx, made), p.discard(ctx)); err != nil {
 			log.WithError(err).Error("pod that was not finished")
 		}
 		return
@@ -121,13 +125,18 @@ func (r *Registry) recoverPod(ctx context.Context, p *Pod, containers loaded[con
 	p.recover(ctx)
 	r.addPod(p)
 	var asked proto.Message // nobody waits for what has ended
-	if p.State() == proc.Running {
+	if p.State() == proc.Running && !p.init.Restored {
 		asked = &runtime.RunPodSandboxRequest{Config: p.Config(), RuntimeHandler: p.Facts().Requested}
 	}
 	r.podNames.keep(podName(p.Config().Metadata), p.ID, asked)
 	// One that hangs is waited for no longer than this, with all of its containers.
 	asking, cancel := context.WithTimeout(ctx, r.signalTimeout)
 	defer cancel()
+	if p.State() == proc.Running {
+		if err := recoverCheckpoint(asking, p); err != nil {
+			log.WithError(err).Error("checkpoint that was not finished")
+		}
+	}
 	for id, l := range containers {
 		var err error
 		if l.Err == nil {
@@ -198,7 +207,7 @@ func (c *Container) recover(ctx context.Context) error {
 	}
 	c.Pod.home.addContainer(c)
 	var asked proto.Message
-	if state == proc.Created {
+	if state == proc.Created && !c.init.Restored {
 		asked = &runtime.CreateContainerRequest{PodSandboxId: c.Pod.ID, Config: c.Config(), SandboxConfig: c.Pod.Config()}
 	}
 	c.Pod.home.containerNames.keep(containerName(c.Pod.ID, c.Config().Metadata), c.ID, asked)
@@ -212,6 +221,9 @@ func (c *Container) recover(ctx context.Context) error {
 	}
 	err := c.init.Recover(ctx, proc.HostProcess{})
 	if c.init.State() == proc.Created {
+		if err != nil && c.init.Restored { // nobody can start it again
+			return errors.Join(err, c.Pod.condemn(ctx, err))
+		}
 		if state == proc.Running { // by the record
 			c.end(containerRecord{
 				FinishedAt: time.Now(), ExitCode: startErrorCode, Reason: reasonStartError,

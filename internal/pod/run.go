@@ -45,6 +45,10 @@ func (r *Registry) StartContainer(ctx context.Context, id string) error {
 	if s := c.Pod.State(); s != proc.Running {
 		return fmt.Errorf("pod sandbox %s of container %s: %s, not running: %w", c.Pod.ID, c.ID, s, errdefs.ErrFailedPrecondition)
 	}
+	restored := c.init.Restored
+	if err := c.Pod.thawed(); err != nil && !restored {
+		return err
+	}
 	// A started container is not undone because its client has gone.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
@@ -52,7 +56,11 @@ func (r *Registry) StartContainer(ctx context.Context, id string) error {
 		c.end(containerRecord{
 			FinishedAt: time.Now(), ExitCode: startErrorCode, Reason: reasonStartError, Message: err.Error(),
 		})
-		return fmt.Errorf("start of container %s: %w", c.ID, err)
+		err = fmt.Errorf("start of container %s: %w", c.ID, err)
+		if restored {
+			err = errors.Join(err, c.Pod.condemn(ctx, err))
+		}
+		return err
 	}
 	return nil
 }
@@ -175,6 +183,13 @@ func (r *Registry) StopContainer(ctx context.Context, id string, timeout time.Du
 	unlock()
 	if c.State() != proc.Running {
 		return nil
+	}
+	if err := c.Pod.thawed(); err != nil { // it cannot hear a signal
+		c.killed.Store(true)
+		if err := c.Pod.condemn(ctx, fmt.Errorf("stop of container %s: %w", c.ID, err)); err != nil {
+			return err
+		}
+		timeout = 0
 	}
 	if timeout > 0 {
 		// From here on, so that a sandbox that hangs is given no more.

@@ -157,23 +157,26 @@ func (p *Pod) interfaces() []stats.Interface {
 // answer is what a sandbox tells of its containers.
 type answer struct {
 	at    time.Time
-	usage map[string]runsc.Usage // by container
+	usage map[string]runsc.Usage // by the container's cgroup
 }
 
 // ask asks the sandbox. It returns nil when there is no answer in time.
 func (p *Pod) ask(ctx context.Context, containers []*Container) *answer {
+	if p.thawed() != nil {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, p.home.statsTimeout)
 	defer cancel()
-	ids := make([]string, len(containers))
+	cgroups := make([]string, len(containers))
 	for i, c := range containers {
-		ids[i] = c.ID
+		cgroups[i] = c.cgroup()
 	}
 	a := &answer{at: time.Now()}
-	if len(ids) == 0 {
+	if len(cgroups) == 0 {
 		return a
 	}
 	var err error
-	a.usage, err = p.init.Runtime.Control(p.ID).Usage(ctx, ids)
+	a.usage, err = p.init.Runtime.Control(p.ID).Usage(ctx, cgroups)
 	if err != nil {
 		if !errdefs.IsUnavailable(err) && !errors.Is(err, context.Canceled) { // neither the pod nor the client is gone
 			logrus.WithField("pod", p.ID).WithError(err).Warn("the sandbox does not tell what it uses")
@@ -243,7 +246,7 @@ func (m *meter) settle(host uint64, told *answer, containers []*Container) {
 	}
 	counted := map[*stats.Account]stats.CPU{}
 	for _, c := range containers {
-		u, ok := told.usage[c.ID]
+		u, ok := told.usage[c.cgroup()]
 		if !ok {
 			continue
 		}

@@ -223,6 +223,11 @@ func (c *Container) remove(ctx context.Context) error {
 	if _, err := c.Pod.home.Container(c.ID); err != nil {
 		return nil // another call was faster
 	}
+	if c.init.Restored && c.State() == proc.Created && c.Pod.State() == proc.Running {
+		if err := c.Pod.condemn(ctx, fmt.Errorf("container %s is removed", c.ID)); err != nil {
+			return err
+		}
+	}
 	if err := c.forget(ctx); err != nil {
 		return fmt.Errorf("removal of container %s: %w", c.ID, err)
 	}

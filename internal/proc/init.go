@@ -27,6 +27,7 @@ type CreateConfig struct {
 	Sandbox     *Init  // the root container of the sandbox; nil for the root itself
 	Bundle      string // directory of the OCI bundle
 	HostNetwork bool   // root only: the sandbox uses the host's network stack
+	Restored    bool   // it comes back from a checkpoint, see Restore
 	Runtime     *runsc.Runtime
 }
 
@@ -141,7 +142,7 @@ func (p *Init) Create(ctx context.Context) error {
 
 // config is the sandbox's for runsc.
 func (p *Init) config() runsc.CreateConfig {
-	return runsc.CreateConfig{Bundle: p.Bundle, HostNetwork: p.HostNetwork}
+	return runsc.CreateConfig{Bundle: p.Bundle, HostNetwork: p.HostNetwork, Restored: p.Restored}
 }
 
 // adopt watches the sandbox's process from now on.
@@ -173,6 +174,9 @@ func (p *Init) Start(ctx context.Context, stdio runsc.Stdio) error {
 	return p.start(ctx, func(ctx context.Context) error {
 		if p.Sandbox == nil {
 			return p.Runtime.Start(ctx, p.ID, p.config())
+		}
+		if p.Restored {
+			return p.Runtime.Restore(ctx, p.ID, p.Bundle, stdio)
 		}
 		return p.Runtime.Run(ctx, p.ID, p.Bundle, stdio)
 	})
@@ -295,6 +299,10 @@ func (p *Init) Recover(ctx context.Context, host HostProcess) error {
 		if answer, err := p.control.State(ctx, p.ID); err == nil {
 			state = answer
 		}
+	}
+	if state == runsc.StateCreated && p.Restored {
+		p.life.Advance(Created)
+		return fmt.Errorf("restore that was cut off: %w", errdefs.ErrUnknown)
 	}
 	if state == runsc.StateUnknown || state == runsc.StateCreated {
 		p.life.Advance(Created)

@@ -36,6 +36,7 @@ const (
 	OpResize
 	OpUpdate
 	OpStat
+	OpSave
 	OpDelete
 )
 
@@ -56,6 +57,7 @@ var ops = [...]struct {
 	OpResize: {"resize", [...]bool{false, true, true, false, false}, false},
 	OpUpdate: {"update", [...]bool{false, true, true, false, false}, false},
 	OpStat:   {"stat", [...]bool{false, true, true, false, false}, false},
+	OpSave:   {"save", [...]bool{false, false, true, false, false}, false},
 	OpDelete: {"delete", [...]bool{true, true, true, true, true}, true},
 }
 

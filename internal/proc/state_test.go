@@ -18,6 +18,7 @@ kill      yes      yes     yes     yes     yes
 resize    -        yes     yes     -       -
 update    -        yes     yes     -       -
 stat      -        yes     yes     -       -
+save      -        -       yes     -       -
 delete    yes      yes     yes     yes     yes      exclusive
 `
 

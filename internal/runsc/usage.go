@@ -19,7 +19,8 @@ type Usage struct {
 // read from.
 var usageFiles = []string{"cpu.stat", "memory.current", "cgroup.procs", "pids.current"}
 
-// Usage returns what containers use. One that has no cgroup in the sandbox, for
+// Usage returns what containers use, by the names of their cgroups in the sandbox, which
+// are their ids unless they are restored. One that has no cgroup in the sandbox, for
 // it has just exited or never had one, is left out.
 func (c *Control) Usage(ctx context.Context, ids []string) (map[string]Usage, error) {
 	type file struct {

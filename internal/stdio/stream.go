@@ -92,6 +92,27 @@ func (s *Stream) Drain(ctx context.Context) error {
 	}
 }
 
+// settlePause is between two looks at what is left in a pipe.
+const settlePause = time.Millisecond
+
+// Settle returns when all that is in the pipe has been read. It is for a container
+// that does not run meanwhile.
+func (s *Stream) Settle(ctx context.Context) error {
+	for {
+		select {
+		case <-s.done:
+			return nil
+		default:
+		}
+		if left, err := written(s.conn); err != nil || left == 0 {
+			return err
+		}
+		if err := sleep(ctx, settlePause); err != nil {
+			return fmt.Errorf("output that is not read yet: %s: %w", s.name, err)
+		}
+	}
+}
+
 // wake ends the wait for output.
 func (s *Stream) wake() { _ = s.r.SetReadDeadline(time.Unix(1, 0)) }
 
