@@ -16,8 +16,9 @@ import (
 // Rules say how two JSON objects are compared, by the paths of fields, such as
 // "linux.resources" and "mounts[].source".
 type Rules struct {
-	Free []string          // may differ
-	Keys map[string]string // lists whose order is free: the field that tells items apart
+	Free   []string          // may differ
+	Secret []string          // are not shown when they differ, with all that is in them
+	Keys   map[string]string // lists whose order is free: the field that tells items apart
 }
 
 // Same compares what was with what is, both JSON. The error is ErrInvalidArgument and
@@ -69,7 +70,11 @@ func (r Rules) same(path, rule string, was, is any) error {
 	if reflect.DeepEqual(was, is) {
 		return nil
 	}
-	return fmt.Errorf("%s: %s, the checkpoint has %s: %w", strings.TrimPrefix(path, "."), text(is), text(was), errdefs.ErrInvalidArgument)
+	path = strings.TrimPrefix(path, ".")
+	if slices.ContainsFunc(r.Secret, func(s string) bool { return strings.HasPrefix(rule, "."+s) }) {
+		return fmt.Errorf("%s: not as in the checkpoint: %w", path, errdefs.ErrInvalidArgument)
+	}
+	return fmt.Errorf("%s: %s, the checkpoint has %s: %w", path, text(is), text(was), errdefs.ErrInvalidArgument)
 }
 
 func (r Rules) sameFields(path, rule string, was, is map[string]any) error {
@@ -134,10 +139,13 @@ func text(v any) string {
 	if v == nil {
 		return "none"
 	}
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	_ = e.Encode(v) // it has been decoded
 	const longest = 200
-	data, _ := json.Marshal(v)
-	if len(data) > longest {
-		data = append(data[:longest], "…"...)
+	if b.Len() > longest {
+		return string(b.Bytes()[:longest]) + "…"
 	}
-	return string(data)
+	return strings.TrimSpace(b.String())
 }

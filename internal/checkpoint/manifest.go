@@ -38,8 +38,10 @@ type Manifest struct {
 	Machine Machine       `json:"machine"`
 	Handler string        `json:"handler"`
 	Pod     Object        `json:"pod"`
-	// Containers are those that ran, by their names.
+	// Containers are those that ran, by their names. Order is that in which they are
+	// to be restored.
 	Containers map[string]Container `json:"containers"`
+	Order      []string             `json:"order"`
 	Files      map[string]File      `json:"files"`
 }
 
@@ -53,8 +55,8 @@ type Object struct {
 type Container struct {
 	Object
 	ID string `json:"id"`
-	// Cgroup is what the sandbox calls the container's cgroup, if not its ID.
-	Cgroup   string `json:"sandbox_cgroup,omitempty"`
+	// Cgroup is what the sandbox calls the container's cgroup.
+	Cgroup   string `json:"sandbox_cgroup"`
 	ImageID  string `json:"image_id"`
 	ImageRef string `json:"image_ref"` // by digest, if the image has a name
 	// VolumeIDs are the images that were mounted as volumes, by the mount's place

@@ -245,7 +245,7 @@ func (r *Registry) CreateContainer(ctx context.Context, req *runtime.CreateConta
 }
 
 func (r *Registry) buildContainer(ctx context.Context, p *Pod, config *runtime.ContainerConfig) (id string, err error) {
-	c, err := makeContainer(ctx, p, config, "")
+	c, err := makeContainer(ctx, p, config, nil)
 	if err != nil {
 		return "", err
 	}
@@ -257,9 +257,9 @@ func (r *Registry) buildContainer(ctx context.Context, p *Pod, config *runtime.C
 	return c.ID, nil
 }
 
-// makeContainer makes a container that nobody knows yet. cgroup is that of its record,
-// "" for one that is not restored. After an error nothing is left of it.
-func makeContainer(ctx context.Context, p *Pod, config *runtime.ContainerConfig, cgroup string) (_ *Container, err error) {
+// makeContainer makes a container that nobody knows yet. restored is that of its record. After
+// an error nothing is left of it.
+func makeContainer(ctx context.Context, p *Pod, config *runtime.ContainerConfig, restored *restoredFrom) (_ *Container, err error) {
 	r := p.home
 	img, err := r.Images.Get(ctx, config.GetImage().GetImage())
 	if err != nil {
@@ -268,7 +268,7 @@ func makeContainer(ctx context.Context, p *Pod, config *runtime.ContainerConfig,
 	rec := containerRecord{
 		Pod:     p.ID,
 		Config:  message[*runtime.ContainerConfig]{config},
-		ImageID: img.ID, ImageRef: imageRef(img), Cgroup: cgroup,
+		ImageID: img.ID, ImageRef: imageRef(img), Restored: restored,
 	}
 	if rec.VolumeIDs, err = resolveVolumes(ctx, r.Images, config); err != nil {
 		return nil, err
@@ -281,7 +281,7 @@ func makeContainer(ctx context.Context, p *Pod, config *runtime.ContainerConfig,
 	}
 	id := newID()
 	owner := "" // a restored container has the namespace that it had
-	if cgroup == "" {
+	if restored == nil {
 		owner, err = pidOwner(r, p, config.GetLinux().GetSecurityContext().GetNamespaceOptions(), id)
 		if err != nil {
 			return nil, err
@@ -340,7 +340,7 @@ func (r *Registry) newContainer(id string, p *Pod, rec containerRecord) *Contain
 		ID: id, Pod: p,
 		facts: facts[containerRecord]{id: id, records: r.containerRecords, now: rec},
 		init: r.processes.New(proc.CreateConfig{
-			ID: id, Sandbox: p.init, Bundle: r.containerDir(id), Runtime: p.init.Runtime, Restored: rec.Cgroup != "",
+			ID: id, Sandbox: p.init, Bundle: r.containerDir(id), Runtime: p.init.Runtime, Restored: rec.Restored != nil,
 		}),
 		ended:   make(chan struct{}),
 		release: make(chan struct{}, 1),

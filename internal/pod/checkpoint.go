@@ -114,6 +114,20 @@ func chosen(p *Pod, ids []string) ([]*Container, error) {
 		}
 		names[name] = true
 	}
+	if shm := p.Facts().Shm; shm != "" && !slices.ContainsFunc(chosen, func(c *Container) bool { return c.ID == shm }) {
+		return nil, fmt.Errorf("container %s: ended, and /dev/shm is restored with it: %w", shm, errdefs.ErrFailedPrecondition)
+	}
+	// As they were started. What has /dev/shm may be younger, and is restored first.
+	slices.SortFunc(chosen, func(a, b *Container) int { return a.Facts().StartedAt.Compare(b.Facts().StartedAt) })
+	slices.SortStableFunc(chosen, func(a, b *Container) int {
+		switch p.Facts().Shm {
+		case a.ID:
+			return -1
+		case b.ID:
+			return 1
+		}
+		return 0
+	})
 	return chosen, nil
 }
 
@@ -225,8 +239,9 @@ func manifest(p *Pod, containers []*Container) (*checkpoint.Manifest, error) {
 			return nil, err
 		}
 		f := c.Facts()
+		m.Order = append(m.Order, f.Config.M.Metadata.Name)
 		m.Containers[f.Config.M.Metadata.Name] = checkpoint.Container{
-			Object: o, ID: c.ID, Cgroup: f.Cgroup, ImageID: f.ImageID, ImageRef: f.ImageRef, VolumeIDs: f.VolumeIDs,
+			Object: o, ID: c.ID, Cgroup: cgroupIn(c), ImageID: f.ImageID, ImageRef: f.ImageRef, VolumeIDs: f.VolumeIDs,
 		}
 	}
 	return m, nil

@@ -1,12 +1,12 @@
 package pod
 
 import (
-	"cmp"
 	"sync/atomic"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/runscd/runscd/internal/proc"
+	"github.com/runscd/runscd/internal/runsc"
 )
 
 // Container is a container of a pod.
@@ -15,9 +15,11 @@ type Container struct {
 	Pod *Pod
 	facts[containerRecord]
 	init *proc.Init
-	// output is set by the start and by recovery, before the container is
-	// seen to run.
+	// output is set by the start, by a restore and by recovery, before the container
+	// is seen to run.
 	output *output
+	// waiting are the ends of a restored container until it runs.
+	waiting atomic.Pointer[runsc.Stdio]
 	// ended is closed when the facts tell the end.
 	ended chan struct{}
 	// killed says that the container gets SIGKILL from here.
@@ -44,8 +46,13 @@ func (c *Container) State() proc.State {
 	return proc.Creating
 }
 
-// cgroup is what the sandbox calls the container's cgroup.
-func (c *Container) cgroup() string { return cmp.Or(c.Facts().Cgroup, c.ID) }
+// cgroupIn is what the sandbox calls the container's cgroup.
+func cgroupIn(c *Container) string {
+	if r := c.Facts().Restored; r != nil {
+		return r.Cgroup
+	}
+	return c.ID
+}
 
 // Reasons of an exit that the kubelet and its users know.
 const (

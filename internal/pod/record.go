@@ -44,8 +44,10 @@ type podRecord struct {
 	Message  string `json:"message,omitempty"` // why the sandbox died
 	// Checkpoint is the directory to which the pod is being saved.
 	Checkpoint string `json:"checkpoint,omitempty"`
-	// Restored says that the pod was made from a checkpoint.
+	// Restored says that the pod was made of a checkpoint.
 	Restored bool `json:"restored,omitempty"`
+	// Shm is the container that the sandbox knows as the one of /dev/shm.
+	Shm string `json:"shm_container,omitempty"`
 }
 
 // containerRecord are the facts about a container that outlive the daemon.
@@ -60,9 +62,8 @@ type containerRecord struct {
 	LogPath   string         `json:"log_path,omitempty"` // absolute
 	User      *User          `json:"user,omitempty"`
 	Signal    int            `json:"stop_signal"`
-	// Cgroup is what the sandbox calls the container's cgroup, where that is not its
-	// id: in a restored container, the id of the one that was saved.
-	Cgroup string `json:"sandbox_cgroup,omitempty"`
+	// Restored is what a container has from the checkpoint that it was made of.
+	Restored *restoredFrom `json:"restored,omitempty"`
 	// CreatedAt is when the container could be started; zero while it is being made.
 	CreatedAt  time.Time `json:"created_at,omitzero"`
 	StartedAt  time.Time `json:"started_at,omitzero"`
@@ -70,6 +71,15 @@ type containerRecord struct {
 	ExitCode   int       `json:"exit_code,omitempty"`
 	Reason     string    `json:"reason,omitempty"`
 	Message    string    `json:"message,omitempty"`
+}
+
+// restoredFrom is what a restored container has of the one that was saved.
+type restoredFrom struct {
+	// Cgroup is what the sandbox calls the container's cgroup: the id of the container
+	// that was saved first.
+	Cgroup string `json:"sandbox_cgroup"`
+	// Place is that in which the containers were started, and are restored.
+	Place int `json:"place"`
 }
 
 // User is who a container's first process is.

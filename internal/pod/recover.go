@@ -220,10 +220,10 @@ func (c *Container) recover(ctx context.Context) error {
 		return nil // if it ever ran, its sandbox took that with it
 	}
 	err := c.init.Recover(ctx, proc.HostProcess{})
+	if c.init.State() == proc.Created && c.init.Restored {
+		return recoverFrozen(ctx, c, err)
+	}
 	if c.init.State() == proc.Created {
-		if err != nil && c.init.Restored { // nobody can start it again
-			return errors.Join(err, c.Pod.condemn(ctx, err))
-		}
 		if state == proc.Running { // by the record
 			c.end(containerRecord{
 				FinishedAt: time.Now(), ExitCode: startErrorCode, Reason: reasonStartError,
@@ -240,6 +240,27 @@ func (c *Container) recover(ctx context.Context) error {
 		err = errors.Join(err, c.update(func(f *containerRecord) { f.StartedAt = time.Now() }))
 	}
 	go c.watch()
+	return err
+}
+
+// recoverFrozen finds a container again whose pod waits for the start of others, or of
+// this one. If its own restore was cut off, nobody knows how far that came.
+func recoverFrozen(ctx context.Context, c *Container, cut error) error {
+	err := cut
+	if err == nil {
+		err = holdStreams(c)
+	}
+	if c.State() == proc.Running {
+		go c.watch()
+	}
+	if err != nil {
+		err = errors.Join(err, c.Pod.condemn(ctx, err))
+	}
+	select {
+	case <-c.Pod.init.Done(): // and was told before there was this container
+		c.init.Gone()
+	default:
+	}
 	return err
 }
 

@@ -1,7 +1,6 @@
 package pod
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,13 +12,11 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/runscd/runscd/internal/checkpoint"
-	"github.com/runscd/runscd/internal/proc"
+	"github.com/runscd/runscd/internal/spec"
 )
 
 // What may differ between a checkpoint and the pod that is made of it, by the names
@@ -34,7 +31,8 @@ var (
 			"metadata.attempt", "image", "labels", "annotations", "log_path", "stop_signal", "linux.resources",
 			"mounts[].host_path", "mounts[].image", "linux.security_context.namespace_options.target_id",
 		},
-		Keys: map[string]string{"envs": "key", "mounts": "container_path"},
+		Keys:   map[string]string{"envs": "key", "mounts": "container_path"},
+		Secret: []string{"envs"},
 	}
 	specRules = checkpoint.Rules{
 		Free: []string{
@@ -187,15 +185,19 @@ func makeRestored(ctx context.Context, p *Pod, m *checkpoint.Manifest, configs [
 	var g errgroup.Group
 	for _, config := range configs {
 		name := config.Metadata.Name
+		was := m.Containers[name]
 		g.Go(func() error {
-			c, err := makeContainer(ctx, p, config, cmp.Or(m.Containers[name].Cgroup, m.Containers[name].ID))
-			if err != nil {
-				return fmt.Errorf("container_configs[%q]: %w", name, err)
+			c, err := makeContainer(ctx, p, config, &restoredFrom{Cgroup: was.Cgroup, Place: slices.Index(m.Order, name)})
+			if err == nil {
+				mu.Lock()
+				made = append(made, c)
+				mu.Unlock()
+				err = errors.Join(sameSpec(c.init.Bundle, was.Spec), holdStreams(c))
 			}
-			mu.Lock()
-			made = append(made, c)
-			mu.Unlock()
-			if err := sameSpec(c.init.Bundle, m.Containers[name].Spec); err != nil {
+			if err == nil && spec.HasShm(was.Spec) {
+				err = takeShm(c)
+			}
+			if err != nil {
 				return fmt.Errorf("container_configs[%q]: %w", name, err)
 			}
 			return nil
@@ -213,8 +215,9 @@ func sameSpec(bundle string, was *specs.Spec) error {
 		return err
 	}
 	var data [2][]byte
-	for i, s := range []*specs.Spec{was, is} {
+	for i, s := range []specs.Spec{*was, *is} {
 		// Only runsc's own annotations count. Sources of mounts are the host's.
+		s.Annotations = maps.Clone(s.Annotations)
 		maps.DeleteFunc(s.Annotations, func(name, _ string) bool {
 			return !strings.HasPrefix(name, "dev.gvisor.") || strings.HasSuffix(name, ".source")
 		})
@@ -231,37 +234,4 @@ func discardAll(ctx context.Context, containers []*Container) error {
 		errs = append(errs, c.discard(ctx))
 	}
 	return errors.Join(errs...)
-}
-
-// awaited are the names of the containers that a restored pod waits for: the sandbox
-// runs when all that were saved are there again, and not before.
-func awaited(p *Pod) []string {
-	if !p.init.Restored {
-		return nil
-	}
-	var names []string
-	for _, c := range p.home.ContainersOf(p) {
-		if c.init.Restored && c.State() == proc.Created {
-			names = append(names, c.Config().Metadata.Name)
-		}
-	}
-	slices.Sort(names)
-	return names
-}
-
-// thawed returns an error while a restored pod does not run yet. It is
-// ErrFailedPrecondition.
-func (p *Pod) thawed() error {
-	if names := awaited(p); len(names) > 0 {
-		return fmt.Errorf("pod sandbox %s: restored from a checkpoint, and runs when these containers are started too: %q: %w", p.ID, names, errdefs.ErrFailedPrecondition)
-	}
-	return nil
-}
-
-// condemn ends a restored pod that can never run, since a container of it is stopped
-// or removed, or could not be restored.
-func (p *Pod) condemn(ctx context.Context, why error) error {
-	logrus.WithField("pod", p.ID).WithError(why).Error("restored pod is given up")
-	p.stopping.Store(true)
-	return p.init.Kill(ctx, unix.SIGKILL, true)
 }

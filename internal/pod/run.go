@@ -52,25 +52,35 @@ func (r *Registry) StartContainer(ctx context.Context, id string) error {
 	// A started container is not undone because its client has gone.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
-	if err := c.start(ctx); err != nil {
+	if restored {
+		err = startRestored(ctx, c)
+	} else {
+		err = c.start(ctx)
+	}
+	if err != nil {
 		c.end(containerRecord{
 			FinishedAt: time.Now(), ExitCode: startErrorCode, Reason: reasonStartError, Message: err.Error(),
 		})
-		err = fmt.Errorf("start of container %s: %w", c.ID, err)
-		if restored {
-			err = errors.Join(err, c.Pod.condemn(ctx, err))
-		}
-		return err
+		return fmt.Errorf("start of container %s: %w", c.ID, err)
 	}
 	return nil
 }
 
 func (c *Container) start(ctx context.Context) error {
+	if err := takeShm(c); err != nil {
+		return err
+	}
 	o, err := c.launch(ctx)
 	if err != nil {
 		return errors.Join(err, c.undoStart(ctx))
 	}
 	c.output = o
+	c.started()
+	return nil
+}
+
+// started notes and tells that the container runs.
+func (c *Container) started() {
 	started := time.Now()
 	if err := c.update(func(f *containerRecord) { f.StartedAt = started }); err != nil {
 		// It runs, and recovery would find that out from the sandbox.
@@ -78,7 +88,6 @@ func (c *Container) start(ctx context.Context) error {
 	}
 	c.Pod.home.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STARTED_EVENT, Pod: c.Pod, Container: c})
 	go c.watch()
-	return nil
 }
 
 // undoStart ends what a failed start may have left running.
@@ -151,6 +160,7 @@ func (p *Pod) watch() {
 	if err := p.update(func(f *podRecord) { f.StoppedAt, f.Message = exit.At, message }); err != nil {
 		log.WithError(err).Error("pod record")
 	}
+	endFrozen(p)
 	p.home.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STOPPED_EVENT, Pod: p})
 	close(p.ended)
 }

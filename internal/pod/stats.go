@@ -169,7 +169,7 @@ func (p *Pod) ask(ctx context.Context, containers []*Container) *answer {
 	defer cancel()
 	cgroups := make([]string, len(containers))
 	for i, c := range containers {
-		cgroups[i] = c.cgroup()
+		cgroups[i] = cgroupIn(c)
 	}
 	a := &answer{at: time.Now()}
 	if len(cgroups) == 0 {
@@ -246,7 +246,7 @@ func (m *meter) settle(host uint64, told *answer, containers []*Container) {
 	}
 	counted := map[*stats.Account]stats.CPU{}
 	for _, c := range containers {
-		u, ok := told.usage[c.cgroup()]
+		u, ok := told.usage[cgroupIn(c)]
 		if !ok {
 			continue
 		}

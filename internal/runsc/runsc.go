@@ -268,6 +268,7 @@ func (r *Runtime) run(ctx context.Context, bundle string, f func(*runc.Runc) err
 	}
 	if bundle != "" {
 		if cause := Cause(bundle); cause != "" {
+			cause, _, _ = strings.Cut(cause, ":\ngoroutine ") // of a state that cannot be loaded
 			return classify(cause)
 		}
 	}

@@ -88,6 +88,7 @@ func TestCheckpoint(t *testing.T) {
 	d := newDaemon(t, "")
 	d.addNetwork(t)
 	p := d.runPod(t)
+	p.run(t, "echo shared > /dev/shm/file").ended(t) // as an init container
 	shared := t.TempDir()
 	first := p.run(t, "read x < /shared/in; "+counting, share(shared))
 	check(t, os.WriteFile(filepath.Join(shared, "in"), []byte("x\n"), 0o644))
@@ -121,7 +122,7 @@ func TestCheckpoint(t *testing.T) {
 			t.Errorf("restored container: %v", s)
 		}
 	}
-	for _, c := range again {
+	for _, c := range slices.Backward(again) {
 		check(t, d.pods.StartContainer(ctx(t), c.id))
 	}
 	for i, c := range again[:2] {
@@ -131,7 +132,7 @@ func TestCheckpoint(t *testing.T) {
 			}
 			return nil
 		})
-		if out, _ := c.exec(t, "cat /kept; hostname"); out != "written\n"+q.config.Hostname+"\n" {
+		if out, _ := c.exec(t, "cat /kept /dev/shm/file; hostname"); out != "written\nshared\n"+q.config.Hostname+"\n" {
 			t.Errorf("exec: %q", out)
 		}
 		lines := readLog(t, c.logPath())

@@ -1,0 +1,110 @@
+package integration
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// TestCheckpointConnections has connections to the outside, which a restored pod has
+// lost, and within the pod, which it has kept.
+func TestCheckpointConnections(t *testing.T) {
+	d := newDaemon(t, "")
+	d.addNetwork(t)
+	p := d.runPod(t)
+	server := p.run(t, "sleep 5000 | nc -l -p 9000")
+	l, err := net.Listen("tcp", fmt.Sprintf("10.86.%d.1:0", d.subnet))
+	check(t, err)
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	tick := "(while :; do echo tick; sleep 0.05; done) | nc "
+	outside := p.run(t, tick+fmt.Sprintf("10.86.%d.1 %s; echo lost; sleep 1000", d.subnet, port))
+	inside := p.run(t, tick+"127.0.0.1 9000")
+	conn, err := l.Accept()
+	check(t, err)
+	lines := bufio.NewScanner(conn)
+	server.waitFor(t, "tick\n")
+	execs, cancel := context.WithCancel(ctx(t))
+	running := make(chan error, 1)
+	go func() {
+		_, err := d.raw.ExecSync(execs, &runtime.ExecSyncRequest{ContainerId: server.id, Cmd: []string{"sleep", "1000"}})
+		running <- err
+	}()
+	eventually(t, "the command runs", func() error {
+		if out, _ := server.exec(t, "ps"); len(out) == 0 {
+			return errors.New(out)
+		}
+		return nil
+	})
+	dir := p.save(t, nil, server, outside, inside)
+	for range 100 { // more than was on its way
+		if !lines.Scan() {
+			t.Fatalf("the connection is lost: %v", lines.Err())
+		}
+	}
+	q, again := d.restore(t, restoreRequest(dir, server, outside, inside))
+	for _, c := range again {
+		check(t, d.pods.StartContainer(ctx(t), c.id))
+	}
+	again[1].waitFor(t, "lost\n")
+	again[0].waitFor(t, "tick\n")
+	if out, _ := again[0].exec(t, "ps | grep -c '[s]leep 1000'"); out != "0\n" {
+		t.Errorf("the command of an exec is restored: %q", out)
+	}
+	select {
+	case err := <-running:
+		t.Errorf("the command of the exec has ended: %v", err)
+	case <-time.After(0):
+	}
+	cancel()
+	denied(t, <-running, codes.Canceled, "")
+	check(t, d.pods.RemovePodSandbox(ctx(t), q.id))
+}
+
+// TestCheckpointHostNetwork has a pod with the host's network.
+func TestCheckpointHostNetwork(t *testing.T) {
+	d := newDaemon(t, noNetwork)
+	p := d.runPod(t, func(c *runtime.PodSandboxConfig) {
+		c.Linux.SecurityContext.NamespaceOptions.Network = runtime.NamespaceMode_NODE
+	})
+	c := p.run(t, counting)
+	c.waitFor(t, "3\n")
+	dir := p.save(t, nil, c)
+	_, again := d.restore(t, restoreRequest(dir, c))
+	check(t, d.pods.StartContainer(ctx(t), again[0].id))
+	again[0].waitFor(t, "5\n")
+}
+
+// TestCheckpointUser has a pod with a user namespace, shared PIDs, and input.
+func TestCheckpointUser(t *testing.T) {
+	d := newDaemon(t, noNetwork)
+	d.held = append(d.held, "anon_inode", "anon_inode") // see TestUserNamespace
+	check(t, os.Chmod(d.dir, 0o711))
+	p := d.runPod(t, func(c *runtime.PodSandboxConfig) {
+		o := c.Linux.SecurityContext.NamespaceOptions
+		ids := []*runtime.IDMapping{{HostId: 1 << 16, Length: 1 << 16}}
+		o.UsernsOptions = &runtime.UserNamespace{Mode: runtime.NamespaceMode_POD, Uids: ids, Gids: ids}
+		o.Pid = runtime.NamespaceMode_POD
+	})
+	a := p.run(t, counting, func(c *runtime.ContainerConfig) { c.Stdin = true })
+	b := p.run(t, "cat /count; "+forever, func(c *runtime.ContainerConfig) { c.Stdin, c.StdinOnce = true, true })
+	a.waitFor(t, "3\n")
+	dir := p.save(t, map[string]string{"exclude-committed-zero-pages": "true"}, a, b)
+	_, again := d.restore(t, restoreRequest(dir, b, a))
+	for _, c := range again {
+		check(t, d.pods.StartContainer(ctx(t), c.id))
+	}
+	again[1].waitFor(t, "5\n")
+	check(t, d.pods.StopContainer(ctx(t), again[1].id, 0))
+	if out, code := again[0].exec(t, "ls -ld /tmp"); code != 0 {
+		t.Errorf("exec: %q", out)
+	}
+}
