@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -81,6 +82,28 @@ func (s *RuntimeServer) RestorePod(ctx context.Context, req *runtime.RestorePodR
 		})
 	}
 	return resp, nil
+}
+
+// CheckpointContainer saves a container that is alone in its pod to a tar archive.
+func (s *RuntimeServer) CheckpointContainer(ctx context.Context, req *runtime.CheckpointContainerRequest) (*runtime.CheckpointContainerResponse, error) {
+	if err := required("container_id", req.ContainerId); err != nil {
+		return nil, err
+	}
+	if err := absolute("location", req.Location); err != nil {
+		return nil, err
+	}
+	if req.Timeout < 0 {
+		return nil, invalid("timeout", "%d seconds", req.Timeout)
+	}
+	if req.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(req.Timeout)*time.Second)
+		defer cancel()
+	}
+	if err := pod.CheckpointContainer(ctx, s.pods, req.ContainerId, req.Location); err != nil {
+		return nil, err
+	}
+	return &runtime.CheckpointContainerResponse{}, nil
 }
 
 // deadline refuses a call without one.

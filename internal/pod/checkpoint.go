@@ -150,9 +150,23 @@ func emptyDir(path string) error {
 	return nil
 }
 
-// save saves the pod to dir. The place is on record meanwhile: what a killed
-// daemon leaves there is removed by the next.
+// save saves the pod to dir. The place is on record meanwhile: what a killed daemon
+// leaves there is removed by the next.
 func save(ctx context.Context, p *Pod, dir string, containers []*Container, o runsc.CheckpointOptions) (err error) {
+	if err := p.update(func(f *podRecord) { f.Saving = saving{Path: dir} }); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, checkpoint.Remove(dir, runsc.CheckpointFiles()))
+		}
+		err = errors.Join(err, p.update(func(f *podRecord) { f.Saving = saving{} }))
+	}()
+	return write(ctx, p, dir, containers, o)
+}
+
+// write writes a checkpoint of the pod to dir.
+func write(ctx context.Context, p *Pod, dir string, containers []*Container, o runsc.CheckpointOptions) error {
 	if err := forgetStopped(ctx, p); err != nil {
 		return err
 	}
@@ -160,15 +174,6 @@ func save(ctx context.Context, p *Pod, dir string, containers []*Container, o ru
 	if err != nil {
 		return err
 	}
-	if err := p.update(func(f *podRecord) { f.Checkpoint = dir }); err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, checkpoint.Remove(dir, runsc.CheckpointFiles()))
-		}
-		err = errors.Join(err, p.update(func(f *podRecord) { f.Checkpoint = "" }))
-	}()
 	m.CreatedAt = time.Now()
 	m.Paused, err = p.init.Save(ctx, dir, o, func(ctx context.Context) error { return settle(ctx, containers) })
 	if err != nil {
@@ -267,10 +272,15 @@ func encode(m proto.Message) (json.RawMessage, error) {
 // recoverCheckpoint undoes a checkpoint that was cut off by the end of the daemon,
 // unless it is complete.
 func recoverCheckpoint(ctx context.Context, p *Pod) error {
-	dir := p.Facts().Checkpoint
-	if dir == "" {
+	s := p.Facts().Saving
+	if s.Path == "" {
 		return nil
 	}
-	err := errors.Join(p.init.RecoverSave(ctx), checkpoint.Discard(dir, runsc.CheckpointFiles()))
-	return errors.Join(err, p.update(func(f *podRecord) { f.Checkpoint = "" }))
+	err := p.init.RecoverSave(ctx)
+	if s.Scratch {
+		err = errors.Join(err, os.RemoveAll(s.Path))
+	} else {
+		err = errors.Join(err, checkpoint.Discard(s.Path, runsc.CheckpointFiles()))
+	}
+	return errors.Join(err, p.update(func(f *podRecord) { f.Saving = saving{} }))
 }

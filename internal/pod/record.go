@@ -42,8 +42,8 @@ type podRecord struct {
 	// its containers' file systems and the record.
 	Released bool   `json:"released,omitempty"`
 	Message  string `json:"message,omitempty"` // why the sandbox died
-	// Checkpoint is the directory to which the pod is being saved.
-	Checkpoint string `json:"checkpoint,omitempty"`
+	// Saving is where the pod is being saved.
+	Saving saving `json:"saving,omitzero"`
 	// Restored says that the pod was made of a checkpoint.
 	Restored bool `json:"restored,omitempty"`
 	// Shm is the container that the sandbox knows as the one of /dev/shm.
@@ -71,6 +71,13 @@ type containerRecord struct {
 	ExitCode   int       `json:"exit_code,omitempty"`
 	Reason     string    `json:"reason,omitempty"`
 	Message    string    `json:"message,omitempty"`
+}
+
+// saving is a directory for a checkpoint. A scratch directory is the daemon's own, and
+// removed with all in it.
+type saving struct {
+	Path    string `json:"path"`
+	Scratch bool   `json:"scratch,omitempty"`
 }
 
 // restoredFrom is what a restored container has of the one that was saved.

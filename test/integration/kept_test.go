@@ -3,10 +3,13 @@ package integration
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -107,4 +110,38 @@ func TestCheckpointUser(t *testing.T) {
 	if out, code := again[0].exec(t, "ls -ld /tmp"); code != 0 {
 		t.Errorf("exec: %q", out)
 	}
+}
+
+// TestCheckpointContainer saves a container as the kubelet's checkpoint API does, and
+// restores a pod of what is in the archive.
+func TestCheckpointContainer(t *testing.T) {
+	d := newDaemon(t, noNetwork)
+	p := d.runPod(t)
+	p.run(t, "exit").ended(t)
+	c := p.run(t, counting)
+	c.waitFor(t, "3\n")
+	dir := t.TempDir()
+	location := filepath.Join(dir, "checkpoint.tar")
+	check(t, d.pods.CheckpointContainer(ctx(t), &runtime.CheckpointContainerRequest{ContainerId: c.id, Location: location, Timeout: 60}))
+	if left := names(dir); len(left) != 1 {
+		t.Errorf("left: %q", left)
+	}
+	err := d.pods.CheckpointContainer(ctx(t), &runtime.CheckpointContainerRequest{ContainerId: c.id, Location: location})
+	denied(t, err, codes.AlreadyExists, location)
+	check(t, exec.Command("tar", "-C", dir, "-xf", location).Run())
+	var config struct{ ID, Name, RootfsImageRef string }
+	data, err := os.ReadFile(filepath.Join(dir, "config.dump"))
+	check(t, errors.Join(err, json.Unmarshal(data, &config)))
+	if config.ID != c.id || config.Name != c.config.Metadata.Name || config.RootfsImageRef == "" {
+		t.Errorf("config.dump: %s", data)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "spec.dump")); err != nil {
+		t.Error(err)
+	}
+	_, again := d.restore(t, restoreRequest(filepath.Join(dir, "checkpoint"), c))
+	check(t, d.pods.StartContainer(ctx(t), again[0].id))
+	again[0].waitFor(t, "5\n")
+	other := p.run(t, forever)
+	err = d.pods.CheckpointContainer(ctx(t), &runtime.CheckpointContainerRequest{ContainerId: c.id, Location: location + "2"})
+	denied(t, err, codes.FailedPrecondition, other.id)
 }
