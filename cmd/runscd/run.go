@@ -11,14 +11,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/runscd/runscd/internal/config"
 )
 
 func runCommand(file *string) *cobra.Command {
+	c := client{file: file}
 	r := &runner{}
 	cmd := &cobra.Command{
 		Use:   "run IMAGE [COMMAND [ARG…]]",
@@ -28,20 +25,19 @@ not there, show what the container writes, return its exit code, and remove the
 pod. It is for a first try and for debugging.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if r.socket == "" {
-				c, err := config.Load(*file)
-				if err != nil {
-					return err
-				}
-				r.socket = c.Socket
+			conn, err := c.dial()
+			if err != nil {
+				return err
 			}
+			defer conn.Close()
+			r.pods, r.images = runtime.NewRuntimeServiceClient(conn), runtime.NewImageServiceClient(conn)
 			r.out, r.err = cmd.OutOrStdout(), cmd.ErrOrStderr()
 			return r.run(cmd.Context(), args[0], args[1:])
 		},
 	}
+	c.register(cmd)
 	flags := cmd.Flags()
 	flags.SetInterspersed(false) // what follows the image belongs to the command
-	flags.StringVar(&r.socket, "socket", "", "the daemon's socket (default: as the settings say)")
 	flags.StringVar(&r.handler, "runtime-handler", "", "runtime handler (default: the daemon's)")
 	flags.StringVar(&r.exec, "exec", "", "while the container runs, run this by /bin/sh in it and show its output and exit code")
 	flags.BoolVar(&r.hostNetwork, "host-network", false, "use the host's network")
@@ -50,9 +46,9 @@ pod. It is for a first try and for debugging.`,
 
 // runner is one `runscd run`.
 type runner struct {
-	socket, handler, exec string
-	hostNetwork           bool
-	out, err              io.Writer
+	handler, exec string
+	hostNetwork   bool
+	out, err      io.Writer
 
 	pods   runtime.RuntimeServiceClient
 	images runtime.ImageServiceClient
@@ -60,12 +56,6 @@ type runner struct {
 }
 
 func (r *runner) run(ctx context.Context, image string, command []string) (err error) {
-	conn, err := grpc.NewClient("unix://"+r.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	r.pods, r.images = runtime.NewRuntimeServiceClient(conn), runtime.NewImageServiceClient(conn)
 	logs, err := os.MkdirTemp("", "runscd-run-")
 	if err != nil {
 		return err

@@ -1,0 +1,187 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	ready    = runtime.PodSandboxState_SANDBOX_READY
+	notReady = runtime.PodSandboxState_SANDBOX_NOTREADY
+	running  = runtime.ContainerState_CONTAINER_RUNNING
+	exited   = runtime.ContainerState_CONTAINER_EXITED
+)
+
+func ago(d time.Duration) int64 { return time.Now().Add(-d).UnixNano() }
+
+func fakePod(id, name string, state runtime.PodSandboxState) *runtime.PodSandbox {
+	return &runtime.PodSandbox{
+		Id: id, Metadata: &runtime.PodSandboxMetadata{Namespace: "default", Name: name}, State: state, CreatedAt: ago(2*time.Hour + 90*time.Second),
+	}
+}
+
+func fakeContainer(id, pod, name string, state runtime.ContainerState, attempt uint32) *runtime.Container {
+	return &runtime.Container{
+		Id: id, PodSandboxId: pod, Metadata: &runtime.ContainerMetadata{Name: name, Attempt: attempt}, State: state,
+		CreatedAt: ago(30*time.Minute + 30*time.Second - time.Duration(attempt)*time.Second),
+	}
+}
+
+func fakeNode() *fakeCRI {
+	return &fakeCRI{
+		pods: []*runtime.PodSandbox{fakePod("cccccccccccccccc", "web", ready), fakePod("bbbb", "old", notReady), fakePod("aaaa", "db", ready)},
+		containers: []*runtime.Container{
+			fakeContainer("c2c2c2c2c2c2c2c2", "cccccccccccccccc", "proxy", running, 1), fakeContainer("c1", "cccccccccccccccc", "app", running, 0),
+			fakeContainer("b1", "bbbb", "job", exited, 0), fakeContainer("c0", "cccccccccccccccc", "app", exited, 2),
+		},
+	}
+}
+
+// table checks a printed table, the columns parted by any number of spaces, and
+// missing cells left out.
+func table(t *testing.T, got string, want ...string) {
+	t.Helper()
+	var lines []string
+	for line := range strings.Lines(got) {
+		lines = append(lines, strings.Join(strings.Fields(line), " "))
+	}
+	if text := strings.Join(want, "\n"); strings.Join(lines, "\n") != text {
+		t.Errorf("printed\n%s\nwant\n%s", got, text)
+	}
+}
+
+func TestPs(t *testing.T) {
+	socket := fakeNode().serve(t)
+	out, err := execute(t, "ps", "--socket", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table(t, out,
+		"POD CONTAINER STATE ATTEMPT AGE ID",
+		"default/db ready 0 121m aaaa",
+		"default/web ready 0 121m ccccccccccccc",
+		"app running 0 30m c1",
+		"proxy running 1 30m c2c2c2c2c2c2c")
+	out, err = execute(t, "ps", "-a", "--socket", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table(t, out,
+		"POD CONTAINER STATE ATTEMPT AGE ID",
+		"default/db ready 0 121m aaaa",
+		"default/old stopped 0 121m bbbb",
+		"job exited 0 30m b1",
+		"default/web ready 0 121m ccccccccccccc",
+		"app running 0 30m c1",
+		"proxy running 1 30m c2c2c2c2c2c2c",
+		"app exited 2 30m c0")
+}
+
+// used are the figures of an object at a second of some day: seconds of CPU time
+// and bytes.
+func used(second int64, cpu float64, bytes uint64) (*runtime.CpuUsage, *runtime.MemoryUsage) {
+	return &runtime.CpuUsage{Timestamp: second * 1e9, UsageCoreNanoSeconds: &runtime.UInt64Value{Value: uint64(cpu * 1e9)}},
+		&runtime.MemoryUsage{WorkingSetBytes: &runtime.UInt64Value{Value: bytes}}
+}
+
+// webStats are figures of the pod web and its container app; of proxy there are none.
+func webStats(second int64, pod, app float64) []*runtime.PodSandboxStats {
+	linux := &runtime.LinuxPodSandboxStats{Process: &runtime.ProcessUsage{ProcessCount: &runtime.UInt64Value{Value: 7}}}
+	linux.Cpu, linux.Memory = used(second, pod, 96<<20)
+	c := &runtime.ContainerStats{Attributes: &runtime.ContainerAttributes{Id: "c1"}}
+	c.Cpu, c.Memory = used(second, app, 64<<20)
+	linux.Containers = []*runtime.ContainerStats{c}
+	return []*runtime.PodSandboxStats{{Attributes: &runtime.PodSandboxAttributes{Id: "cccccccccccccccc"}, Linux: linux}}
+}
+
+func TestTopOnce(t *testing.T) {
+	for name, test := range map[string]struct {
+		stats [][]*runtime.PodSandboxStats
+		want  []string
+	}{
+		"two readings": {
+			[][]*runtime.PodSandboxStats{webStats(10, 5, 2), webStats(12, 8, 4)},
+			[]string{
+				"default/web ready 0 121m 1.50 96.0 MiB 7",
+				"app running 0 30m 1.00 64.0 MiB",
+				"proxy running 1 30m - -",
+				"(overhead) - -",
+			},
+		},
+		"a sandbox that hangs": {
+			[][]*runtime.PodSandboxStats{webStats(10, 5, 2)},
+			[]string{
+				"default/web ready 0 121m - 96.0 MiB? 7",
+				"app running 0 30m - 64.0 MiB?",
+				"proxy running 1 30m - -",
+				"(overhead) - -",
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			node := fakeNode()
+			node.stats = test.stats
+			out, err := execute(t, "top", "--once", "--interval", "1ms", "--socket", node.serve(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			table(t, out, append([]string{
+				"POD CONTAINER STATE ATTEMPT AGE CPU MEMORY PIDS",
+				"default/db ready 0 121m - - -",
+				"(overhead) - -",
+			}, test.want...)...)
+		})
+	}
+}
+
+func TestTopOverhead(t *testing.T) {
+	node := fakeNode()
+	node.containers = node.containers[1:2] // app
+	node.pods = node.pods[:1]
+	node.stats = [][]*runtime.PodSandboxStats{webStats(10, 5, 2), webStats(12, 8, 4)}
+	out, err := execute(t, "top", "--once", "--interval", "1ms", "--socket", node.serve(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	table(t, out,
+		"POD CONTAINER STATE ATTEMPT AGE CPU MEMORY PIDS",
+		"default/web ready 0 121m 1.50 96.0 MiB 7",
+		"app running 0 30m 1.00 64.0 MiB",
+		"(overhead) 0.50 32.0 MiB")
+}
+
+func TestTopLiveEndsWithItsContext(t *testing.T) {
+	node := fakeNode()
+	node.stats, node.asked = [][]*runtime.PodSandboxStats{webStats(10, 5, 2)}, make(chan struct{}, 100)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var out bytes.Buffer
+	cmd := command()
+	cmd.SetOut(&out)
+	cmd.SetArgs([]string{"top", "--interval", "1ms", "--socket", node.serve(t)})
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.ExecuteContext(ctx) }()
+	for range 3 {
+		<-node.asked
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if n := strings.Count(out.String(), "\x1b[2J"); n < 2 {
+		t.Errorf("%d screens in\n%s", n, out.String())
+	}
+}
+
+func TestSize(t *testing.T) {
+	for bytes, want := range map[float64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1.5 * (1 << 30): "1.5 GiB", 1 << 51: "2048.0 TiB"} {
+		if got := size(bytes); got != want {
+			t.Errorf("%v: %s, want %s", bytes, got, want)
+		}
+	}
+}
