@@ -23,6 +23,7 @@ import (
 	"github.com/runscd/runscd/internal/image"
 	"github.com/runscd/runscd/internal/monitor"
 	"github.com/runscd/runscd/internal/network"
+	"github.com/runscd/runscd/internal/observe"
 	"github.com/runscd/runscd/internal/pod"
 	"github.com/runscd/runscd/internal/runsc"
 	"github.com/runscd/runscd/internal/spec"
@@ -77,6 +78,11 @@ func serve(ctx context.Context, c *config.Config) error {
 	defer reaper.Close()
 	runc.Monitor = reaper
 
+	d, err := openDiagnostics(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer d.close()
 	if err := clearTempMounts(filepath.Join(c.State, "mounts")); err != nil {
 		return err
 	}
@@ -86,32 +92,37 @@ func serve(ctx context.Context, c *config.Config) error {
 		Pinned:          c.Image.Pinned,
 		ProgressTimeout: time.Duration(c.Image.ProgressTimeout),
 		Downloads:       c.Image.ParallelDownloads,
+		OnReceive:       d.Received,
 	})
 	if err != nil {
 		return fmt.Errorf("image store: %w", err)
 	}
 	defer images.Close()
-	pods, err := openPods(ctx, c, images, reaper, unit)
+	pods, err := openPods(ctx, c, d.Observer, pod.Options{Images: d.Images(images), Monitor: reaper, Unit: unit})
 	if err != nil {
 		return err
 	}
 	defer pods.Close()
 	pods.Check(ctx)
+	d.Watch(observe.Node{Pods: pods, Reaped: reaper.Reaped})
+	if err := d.serveMetrics(c.Metrics); err != nil {
+		return err
+	}
 
 	info, err := statusInfo(c, pods.Handlers)
 	if err != nil {
 		return err
 	}
-	sessions, err := openSessions(pods, c.Streaming)
+	sessions, err := openSessions(d.Sessions(pods), c.Streaming)
 	if err != nil {
 		return err
 	}
 	defer sessions.Close()
-	server := grpc.NewServer(cri.ServerOptions()...)
+	server := grpc.NewServer(append(cri.ServerOptions(), d.ServerOptions()...)...)
 	runtime.RegisterRuntimeServiceServer(server, cri.NewRuntimeServer(pods, cri.Options{
 		Version: version, SystemdCgroup: pods.SystemdCgroup, Sessions: sessions, Info: info,
 	}))
-	runtime.RegisterImageServiceServer(server, cri.NewImageServer(images, func(handler string) error {
+	runtime.RegisterImageServiceServer(server, cri.NewImageServer(d.Pulls(images), func(handler string) error {
 		_, err := pods.Handler(handler)
 		return err
 	}))
@@ -128,9 +139,10 @@ func clearTempMounts(dir string) error {
 	return errors.Join(append(warnings, err)...)
 }
 
-// openPods recovers the pods and containers.
-func openPods(ctx context.Context, c *config.Config, images *image.Store, reaper *monitor.Monitor, unit *systemd.Unit) (*pod.Registry, error) {
-	handlers, err := handlersOf(c)
+// openPods recovers the pods and containers. It completes the options by the
+// configuration.
+func openPods(ctx context.Context, c *config.Config, o *observe.Observer, options pod.Options) (*pod.Registry, error) {
+	handlers, err := handlersOf(c, o)
 	if err != nil {
 		return nil, err
 	}
@@ -141,19 +153,21 @@ func openPods(ctx context.Context, c *config.Config, images *image.Store, reaper
 	if lowest > -1000 {
 		logrus.WithField("lowest", lowest).Warn("oom_score_adj cannot be lowered without CAP_SYS_RESOURCE; pods get no less")
 	}
-	pods, err := pod.Open(ctx, pod.Options{
-		Root: c.Root, State: c.State, Handlers: handlers, Default: c.Runtime.Default,
-		SystemdCgroup: c.Cgroup.DriverInUse() == "systemd", MinOOMScoreAdj: lowest, CDISpecDirs: c.Runtime.CDISpecDirs,
-		Images: images, Network: networkOf(c), Monitor: reaper, Unit: unit,
-	})
+	since := time.Now()
+	options.Root, options.State = c.Root, c.State
+	options.Handlers, options.Default, options.CDISpecDirs = handlers, c.Runtime.Default, c.Runtime.CDISpecDirs
+	options.SystemdCgroup, options.MinOOMScoreAdj = c.Cgroup.DriverInUse() == "systemd", lowest
+	options.Network = o.Network(networkOf(c))
+	pods, err := pod.Open(ctx, options)
 	if err != nil {
 		return nil, fmt.Errorf("recovery: %w", err)
 	}
+	o.Recovered(time.Since(since))
 	return pods, nil
 }
 
 // handlersOf makes the runtime handlers.
-func handlersOf(c *config.Config) (map[string]*pod.Handler, error) {
+func handlersOf(c *config.Config, o *observe.Observer) (map[string]*pod.Handler, error) {
 	handlers := map[string]*pod.Handler{}
 	for name, h := range c.Runtime.Handlers {
 		path, err := c.Runtime.Runsc(h)
@@ -171,6 +185,7 @@ func handlersOf(c *config.Config) (map[string]*pod.Handler, error) {
 			Annotations: h.Annotations, Devices: h.Devices(),
 			Runtime: runsc.New(runsc.Options{
 				Path: path, Root: pod.RunscRoot(c.State, name), Flags: append(flags, h.Args()...),
+				OnCommand: o.Command, OnCall: o.Call,
 			}),
 		}
 	}

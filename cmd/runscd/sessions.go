@@ -12,12 +12,11 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/runscd/runscd/internal/config"
-	"github.com/runscd/runscd/internal/pod"
 	"github.com/runscd/runscd/internal/stream"
 )
 
 // openSessions starts the server of exec, attach and port-forward.
-func openSessions(pods *pod.Registry, c config.Streaming) (*stream.Server, error) {
+func openSessions(pods stream.Pods, c config.Streaming) (*stream.Server, error) {
 	// Its library logs what the client is told anyway.
 	klog.SetLogger(funcr.New(func(_, args string) { logrus.WithField("server", "streaming").Debug(args) }, funcr.Options{}))
 	o := stream.Options{BaseURL: c.BaseURL, IdleTimeout: time.Duration(c.IdleTimeout)}

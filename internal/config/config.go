@@ -38,6 +38,9 @@ type Config struct {
 	Network   Network   `toml:"network"`
 	Image     Image     `toml:"image"`
 	Streaming Streaming `toml:"streaming"`
+	Metrics   Metrics   `toml:"metrics"`
+	Tracing   Tracing   `toml:"tracing"`
+	Debug     Debug     `toml:"debug"`
 }
 
 // Log says what is logged, to stderr.
@@ -91,6 +94,21 @@ type Streaming struct {
 	TLSCert     string   `toml:"tls_cert" comment:"PEM file of the certificate chain, read at each connection. Empty: no TLS."`
 	TLSKey      string   `toml:"tls_key" comment:"PEM file of the certificate's key."`
 	IdleTimeout Duration `toml:"idle_timeout" comment:"A connection on which nothing was sent or received for so long is ended, and its session."`
+}
+
+// Metrics says where the daemon's own series are.
+type Metrics struct {
+	Address string `toml:"address" comment:"Where Prometheus reads the daemon's own series, at /metrics: host and port on loopback, or the path of a unix socket.\nEmpty: nowhere."`
+}
+
+// Tracing says where traces go.
+type Tracing struct {
+	Endpoint string `toml:"endpoint" comment:"URL of an OpenTelemetry collector that takes OTLP by gRPC, http://127.0.0.1:4317 for one; https for TLS.\nEmpty: no traces. Which of the RPCs are traced is the caller's choice; OTEL_TRACES_SAMPLER says what of the others."`
+}
+
+// Debug says how the daemon can be looked into.
+type Debug struct {
+	Socket string `toml:"socket" comment:"Unix socket, for root only, of an HTTP server with Go's profiles and stacks at /debug/pprof/. Empty: none."`
 }
 
 // Duration is a time span, in TOML a string like "1m30s".

@@ -243,6 +243,11 @@ func TestValidate(t *testing.T) {
 		"streaming.tls_cert = '/c'":                              `streaming.tls_key = "": certificate and key go together`,
 		"streaming = {tls_cert = 'c', tls_key = '/k'}":           `streaming.tls_cert = "c": not an absolute path`,
 		"streaming.idle_timeout = '0s'":                          `streaming.idle_timeout = "0s": not positive`,
+		"metrics.address = 'localhost:9100'":                     `metrics.address = "localhost:9100": neither an IP address and a port nor`,
+		"metrics.address = '0.0.0.0:9100'":                       `metrics.address = "0.0.0.0:9100": not on loopback`,
+		"metrics.address = '" + long + "'":                       `longer than 107 bytes`,
+		"tracing.endpoint = '127.0.0.1:4317'":                    `tracing.endpoint = "127.0.0.1:4317": not an absolute URL`,
+		"debug.socket = 'debug.sock'":                            `debug.socket = "debug.sock": not an absolute path`,
 		"log.level = ''\nnetwork.mode = ''\ncgroup.driver = 'x'": `network.mode = "": not one of`,
 	} {
 		t.Run(content, func(t *testing.T) {

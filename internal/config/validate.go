@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"regexp"
@@ -68,6 +69,7 @@ func (c *Config) Validate() error {
 	p.network(c.Network)
 	p.image(c.Image)
 	p.streaming(c.Streaming)
+	p.diagnostics(c)
 	return errors.Join(p...)
 }
 
@@ -183,6 +185,28 @@ func (p *problems) streaming(s Streaming) {
 	}
 	if s.IdleTimeout <= 0 {
 		p.add("streaming.idle_timeout", time.Duration(s.IdleTimeout).String(), "not positive")
+	}
+}
+
+func (p *problems) diagnostics(c *Config) {
+	if a := c.Metrics.Address; a != "" && !filepath.IsAbs(a) {
+		if ip, err := netip.ParseAddrPort(a); err != nil {
+			p.add("metrics.address", a, "neither an IP address and a port nor an absolute path")
+		} else if !ip.Addr().IsLoopback() {
+			p.add("metrics.address", a, "not on loopback")
+		}
+	}
+	if u, err := url.Parse(c.Tracing.Endpoint); c.Tracing.Endpoint != "" &&
+		(err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
+		p.add("tracing.endpoint", c.Tracing.Endpoint, "not an absolute URL of http or https")
+	}
+	if c.Debug.Socket != "" {
+		p.absolute("debug.socket", c.Debug.Socket)
+	}
+	for key, path := range map[string]string{"metrics.address": c.Metrics.Address, "debug.socket": c.Debug.Socket} {
+		if len(path) > maxSocketPath {
+			p.add(key, path, fmt.Sprintf("longer than %d bytes", maxSocketPath))
+		}
 	}
 }
 

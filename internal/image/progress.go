@@ -59,8 +59,9 @@ func (w *watch) stop() {
 
 // watchedTransport reports requests and the bytes of their answers.
 type watchedTransport struct {
-	next  http.RoundTripper
-	watch *watch
+	next      http.RoundTripper
+	watch     *watch
+	onReceive func(n int)
 }
 
 func (t *watchedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -70,19 +71,21 @@ func (t *watchedTransport) RoundTrip(req *http.Request) (*http.Response, error) 
 		t.watch.add(-1)
 		return nil, err
 	}
-	resp.Body = &watchedBody{ReadCloser: resp.Body, watch: t.watch}
+	resp.Body = &watchedBody{ReadCloser: resp.Body, watch: t.watch, onReceive: t.onReceive}
 	return resp, nil
 }
 
 type watchedBody struct {
 	io.ReadCloser
-	watch *watch
-	once  sync.Once
+	watch     *watch
+	onReceive func(n int)
+	once      sync.Once
 }
 
 func (b *watchedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if n > 0 {
+		b.onReceive(n)
 		b.watch.add(0)
 	}
 	if err != nil {

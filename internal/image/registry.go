@@ -30,7 +30,7 @@ func (p *pull) resolver(ctx context.Context, watch *watch) remotes.Resolver {
 	options := config.HostOptions{
 		Credentials: p.auth.credentialsFor(registry),
 		UpdateClient: func(c *http.Client) error {
-			c.Transport = &watchedTransport{next: c.Transport, watch: watch}
+			c.Transport = &watchedTransport{next: c.Transport, watch: watch, onReceive: p.options.OnReceive}
 			return nil
 		},
 	}

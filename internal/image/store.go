@@ -67,6 +67,9 @@ type Options struct {
 	// Downloads and Unpacks limit how many layers of one pull are downloaded
 	// and unpacked at once. 0 means 3 and 2.
 	Downloads, Unpacks int
+	// OnReceive is told of bytes that a registry has sent, by their number. It may
+	// be nil.
+	OnReceive func(n int)
 }
 
 // Store is a set of images and of root file systems made from them. Its
@@ -100,6 +103,9 @@ type Store struct {
 // an earlier process left half done. The error is of kind ErrInvalidArgument
 // for a bad option and ErrFailedPrecondition if another process has the store.
 func Open(ctx context.Context, o Options) (*Store, error) {
+	if o.OnReceive == nil {
+		o.OnReceive = func(int) {}
+	}
 	if o.Downloads == 0 {
 		o.Downloads = 3
 	}

@@ -19,6 +19,7 @@ import (
 	"os/signal"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -29,6 +30,7 @@ type Monitor struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+	reaped atomic.Uint64
 }
 
 // New makes this process the subreaper of its descendants and starts to reap
@@ -60,6 +62,9 @@ func (m *Monitor) Close() {
 	m.cancel()
 	m.wg.Wait()
 }
+
+// Reaped returns how many orphans have been reaped.
+func (m *Monitor) Reaped() uint64 { return m.reaped.Load() }
 
 // StartTime returns when the process started, in clock ticks since boot. With
 // its pid it names a process for as long as the machine is up. The error is

@@ -12,7 +12,7 @@ import (
 // sweepOn reaps orphans each time that a child has died.
 func (m *Monitor) sweepOn(died <-chan os.Signal) {
 	for {
-		sweep()
+		m.reaped.Add(sweep())
 		select {
 		case <-m.ctx.Done():
 			return
@@ -21,17 +21,17 @@ func (m *Monitor) sweepOn(died <-chan os.Signal) {
 	}
 }
 
-// sweep reaps the dead children that nobody owns.
+// sweep reaps the dead children that nobody owns, and returns how many it has.
 //
 // It opens a pidfd of each first and then counts the pidfds that this process
 // holds of it. One that its owner reaps in between is gone from the pidfd too,
 // even if its pid is given to a new child at once: so there is no moment at
 // which the wrong process could be reaped.
-func sweep() {
+func sweep() (reaped uint64) {
 	var info unix.Siginfo
 	err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
 	if err != nil || info.Signo == 0 {
-		return // no dead child: the usual case, its owner was faster
+		return 0 // no dead child: the usual case, its owner was faster
 	}
 	pidfds := map[int]int{}
 	for _, pid := range zombies() {
@@ -43,10 +43,13 @@ func sweep() {
 	for pid, fd := range pidfds {
 		if held[pid] == 1 {
 			// ECHILD: its owner has reaped it.
-			_ = unix.Waitid(unix.P_PIDFD, fd, nil, unix.WEXITED|unix.WNOHANG, nil)
+			if unix.Waitid(unix.P_PIDFD, fd, nil, unix.WEXITED|unix.WNOHANG, nil) == nil {
+				reaped++
+			}
 		}
 		unix.Close(fd)
 	}
+	return reaped
 }
 
 // zombies returns the children of this process that are dead and not reaped.

@@ -99,12 +99,16 @@ func holdStreams(c *Container) error {
 		return errors.Join(err, closeAll([]*os.File{stdin, input}))
 	}
 	ends := &runsc.Stdio{In: stdin, Out: files[0], Err: files[1]}
-	if c.output, err = c.openOutput(c.Facts().LogPath); err != nil {
+	log, err := c.Pod.home.logs.Open(c.ID, c.Facts().LogPath)
+	if err == nil {
+		c.output, err = c.openOutput(log)
+	}
+	if err != nil {
 		return errors.Join(err, closeEnds(ends), closeAll([]*os.File{input}))
 	}
 	if input != nil {
-		c.output.stdin = make(chan *os.File, 1)
-		c.output.stdin <- input
+		c.kept().keep(keptStdin, input)
+		c.output.offer(input)
 	}
 	c.waiting.Store(ends)
 	return nil

@@ -150,7 +150,7 @@ func (r *Runtime) RestoreSandbox(ctx context.Context, id, dir string, c CreateCo
 		return err
 	}
 	defer null.Close()
-	err = r.run(ctx, c.Bundle, func(cli *runc.Runc) error {
+	err = r.run(ctx, "restore", c.Bundle, func(cli *runc.Runc) error {
 		cli.ExtraArgs = append(cli.ExtraArgs, c.flags()...)
 		return restore(ctx, cli, id, c.Bundle, dir, Stdio{null, null, null})
 	})
@@ -163,7 +163,7 @@ func (r *Runtime) RestoreSandbox(ctx context.Context, id, dir string, c CreateCo
 // Restore is Run for a container of a sandbox that is being restored. With the last
 // one they all run from where they were.
 func (r *Runtime) Restore(ctx context.Context, id, bundle string, stdio Stdio) error {
-	return r.run(ctx, bundle, func(cli *runc.Runc) error {
+	return r.run(ctx, "restore", bundle, func(cli *runc.Runc) error {
 		// The path is asked for and not used: the sandbox has the files.
 		return restore(ctx, cli, id, bundle, bundle, stdio)
 	})

@@ -28,7 +28,7 @@ func (r *Runtime) RunTerminal(ctx context.Context, id, bundle string) (*os.File,
 		return nil, fmt.Errorf("console socket: %w", err)
 	}
 	defer s.close()
-	err = r.run(ctx, bundle, func(cli *runc.Runc) error {
+	err = r.run(ctx, "run", bundle, func(cli *runc.Runc) error {
 		_, err := cli.Run(ctx, id, bundle, &runc.CreateOpts{Detach: true, IO: Stdio{null, null, null}, ConsoleSocket: s})
 		return err
 	})

@@ -133,7 +133,8 @@ func (c *Control) Exec(ctx context.Context, id string, p *specs.Process, stdio S
 // call makes one call on a connection of its own and decodes the answer into
 // result unless that is nil. A method is the container manager's unless it names
 // another object of the sentry's.
-func (c *Control) call(ctx context.Context, method string, arg any, files []*os.File, result any) error {
+func (c *Control) call(ctx context.Context, method string, arg any, files []*os.File, result any) (err error) {
+	defer func(method string, since time.Time) { c.runtime.onCall(ctx, method, since, err) }(method, time.Now())
 	conn, err := dial(ctx, c.runtime.socket(c.sandbox))
 	if err != nil && err == ctx.Err() {
 		return fmt.Errorf("%s in sandbox %s: %w", method, c.sandbox, err)

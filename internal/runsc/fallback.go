@@ -15,7 +15,7 @@ import (
 
 func (r *Runtime) cliState(ctx context.Context, id string) (State, error) {
 	var status string
-	err := r.run(ctx, "", func(cli *runc.Runc) error {
+	err := r.run(ctx, "state", "", func(cli *runc.Runc) error {
 		c, err := cli.State(ctx, id)
 		if err == nil {
 			status = c.Status
@@ -51,7 +51,7 @@ func (r *Runtime) cliWait(ctx context.Context, id string) (int, error) {
 }
 
 func (r *Runtime) cliKill(ctx context.Context, id string, sig unix.Signal, all bool) error {
-	return r.run(ctx, "", func(cli *runc.Runc) error {
+	return r.run(ctx, "kill", "", func(cli *runc.Runc) error {
 		return cli.Kill(ctx, id, int(sig), &runc.KillOpts{All: all})
 	})
 }

@@ -35,7 +35,10 @@ func (r *Runtime) Origin() (Origin, error) {
 // Of returns a runtime for one sandbox of that origin, with the same root. The
 // binary successor stands in for one that is nowhere any more.
 func (r *Runtime) Of(o Origin, successor string) *Runtime {
-	return &Runtime{path: o.Path, root: r.root, flags: o.Flags, origin: o, successor: successor}
+	return &Runtime{
+		path: o.Path, root: r.root, flags: o.Flags, origin: o, successor: successor,
+		onCommand: r.onCommand, onCall: r.onCall,
+	}
 }
 
 // Drive names the process of the sandbox, which holds the binary when that has been

@@ -8,7 +8,7 @@
 //   - A failed command's error carries the first fatal line that runsc or the
 //     sentry logged for it, not the "EOF" that the failure of one looks like to
 //     the other.
-//   - Commands are started for create, start, run and delete only. What
+//   - Commands are started for create, start, run, restore and delete only. What
 //     happens in a running sandbox goes over its control socket, one
 //     connection a call: an idle connection would delay the sandbox's exit.
 package runsc
@@ -35,7 +35,15 @@ type Options struct {
 	Path  string   // the binary
 	Root  string   // its --root: the states and control sockets of its containers
 	Flags []string // global flags of the handler, such as "--platform=kvm"
+
+	// OnCommand and OnCall are told of each command that was run (create, start, restore,
+	// run, delete) and of each call on a control socket, by its method. They may
+	// be nil.
+	OnCommand, OnCall Observer
 }
+
+// Observer is told what has been done since a time, and how that went.
+type Observer func(ctx context.Context, what string, since time.Time, err error)
 
 // Runtime is one runsc binary with one set of flags.
 type Runtime struct {
@@ -46,6 +54,8 @@ type Runtime struct {
 	origin    Origin
 	successor string
 	sandbox   atomic.Int64 // process id
+
+	onCommand, onCall Observer
 }
 
 // New returns the runtime of o. It runs nothing.
@@ -62,7 +72,13 @@ func New(o Options) *Runtime {
 		// Otherwise an open control connection keeps a dead sandbox for 15 s.
 		"--control-rpc-stop-timeout=0s",
 	}
-	return &Runtime{path: o.Path, root: o.Root, flags: append(flags, o.Flags...)}
+	r := &Runtime{path: o.Path, root: o.Root, flags: append(flags, o.Flags...), onCommand: o.OnCommand, onCall: o.OnCall}
+	for _, f := range []*Observer{&r.onCommand, &r.onCall} {
+		if *f == nil {
+			*f = func(context.Context, string, time.Time, error) {}
+		}
+	}
+	return r
 }
 
 // Path is the binary's path.
@@ -132,7 +148,7 @@ func (r *Runtime) Create(ctx context.Context, id string, c CreateConfig) (int, e
 	}
 	defer null.Close()
 	pidFile := filepath.Join(c.Bundle, "pid")
-	err = r.run(ctx, c.Bundle, func(cli *runc.Runc) error {
+	err = r.run(ctx, "create", c.Bundle, func(cli *runc.Runc) error {
 		cli.ExtraArgs = append(cli.ExtraArgs, args...)
 		return cli.Create(ctx, id, c.Bundle, &runc.CreateOpts{PidFile: pidFile, IO: Stdio{null, null, null}})
 	})
@@ -149,7 +165,7 @@ func (r *Runtime) Create(ctx context.Context, id string, c CreateConfig) (int, e
 // Start starts the root container of the sandbox id, with the configuration that
 // it was created with. The addresses of its network namespace are read now.
 func (r *Runtime) Start(ctx context.Context, id string, c CreateConfig) error {
-	err := r.run(ctx, c.Bundle, func(cli *runc.Runc) error {
+	err := r.run(ctx, "start", c.Bundle, func(cli *runc.Runc) error {
 		cli.ExtraArgs = append(cli.ExtraArgs, c.flags()...)
 		return cli.Start(ctx, id)
 	})
@@ -162,7 +178,7 @@ func (r *Runtime) Start(ctx context.Context, id string, c CreateConfig) error {
 // Run creates and starts the sub container id of the bundle in its sandbox,
 // with the given standard streams. After an error there is no container id.
 func (r *Runtime) Run(ctx context.Context, id, bundle string, stdio Stdio) error {
-	return r.run(ctx, bundle, func(cli *runc.Runc) error {
+	return r.run(ctx, "run", bundle, func(cli *runc.Runc) error {
 		_, err := cli.Run(ctx, id, bundle, &runc.CreateOpts{Detach: true, IO: stdio})
 		return err
 	})
@@ -172,7 +188,7 @@ func (r *Runtime) Run(ctx context.Context, id, bundle string, stdio Stdio) error
 // A container that is not there is no error.
 func (r *Runtime) Delete(ctx context.Context, id string) error {
 	if r.exists(id) {
-		err := r.run(ctx, "", func(cli *runc.Runc) error {
+		err := r.run(ctx, "delete", "", func(cli *runc.Runc) error {
 			return cli.Delete(ctx, id, &runc.DeleteOpts{Force: true})
 		})
 		if err != nil && r.exists(id) {
@@ -245,8 +261,9 @@ func (r *Runtime) exists(id string) bool {
 }
 
 // run calls f with a CLI that logs to a file of the bundle ("" for none), and
-// puts the cause that the log names in place of f's error.
-func (r *Runtime) run(ctx context.Context, bundle string, f func(*runc.Runc) error) error {
+// puts the cause that the log names in place of f's error. command is what f runs.
+func (r *Runtime) run(ctx context.Context, command, bundle string, f func(*runc.Runc) error) (err error) {
+	defer func(since time.Time) { r.onCommand(ctx, command, since, err) }(time.Now())
 	path, done := r.binary()
 	defer done()
 	cli := &runc.Runc{Command: path, Root: r.root, ExtraArgs: append([]string(nil), r.flags...)}
@@ -259,8 +276,7 @@ func (r *Runtime) run(ctx context.Context, bundle string, f func(*runc.Runc) err
 			return err
 		}
 	}
-	err := f(cli)
-	if err == nil {
+	if err = f(cli); err == nil {
 		return nil
 	}
 	if ctx.Err() != nil {

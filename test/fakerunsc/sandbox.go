@@ -128,6 +128,10 @@ func (s *sandbox) do(method string, arg json.RawMessage, files []*os.File) (any,
 		return s.doContainer(method, cid)
 	case "Cgroups.ReadControlFiles":
 		return s.readControlFiles(arg)
+	case "Metrics.Export":
+		return sentryMetrics, nil
+	case "debug.Stacks":
+		return "goroutine 1 [running]:\n", nil
 	case "StartSubcontainer":
 		var a startArgs
 		if err := json.Unmarshal(arg, &a); err != nil {

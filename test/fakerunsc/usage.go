@@ -31,6 +31,16 @@ func (f *Fake) Cgroup(id, name, text string) {
 	}
 }
 
+// sentryMetrics is what every sandbox counts of itself.
+var sentryMetrics = json.RawMessage(`{"snapshot": {"data": [
+	{"metric": {"name": "fs_opens"}, "val": {"int": 42}},
+	{"metric": {"name": "unimplemented_syscalls"}, "labels": {"sysno": "1"}, "val": {"int": 2}},
+	{"metric": {"name": "unimplemented_syscalls"}, "labels": {"sysno": "2"}, "val": {"int": 3}},
+	{"metric": {"name": "netstack_tcp_current_open"}, "val": {}},
+	{"metric": {"name": "of_a_later_runsc"}, "val": {"float": 0.5}},
+	{"metric": {"name": "fs_read_wait"}, "histogram": {"total": {"int": 7}}}
+]}}`)
+
 type readArgs struct {
 	Args []struct {
 		File struct{ Path, Name string }
