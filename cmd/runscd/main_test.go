@@ -63,6 +63,9 @@ func TestBadCommandLines(t *testing.T) {
 		"unknown command":    {"server"},
 		"requires at least ": {"run"},
 		"unknown flag":       {"run", "--nothing", "busybox"},
+		"neither text nor":   {"doctor", "--output", "xml"},
+		"not positive":       {"top", "--interval", "0s"},
+		"nowhere.sock":       {"ps", "--socket", "/nowhere.sock"},
 	} {
 		out, err := execute(t, args...)
 		if err == nil || !strings.Contains(err.Error(), want) {

@@ -96,6 +96,10 @@ func (r *Registry) checkHandler(ctx context.Context, h *Handler) (version string
 	return version, nil
 }
 
+// Checked returns what Check has found: why the handler cannot run pods, and why
+// pods of it cannot have user namespaces; nil where they can.
+func (h *Handler) Checked() (unusable, noUserNS error) { return h.unusable, h.noUserNS }
+
 // checkIDMap tries to mount images in the user namespace of a process.
 func checkIDMap(images Images, pid int) error {
 	userns, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", pid))

@@ -1,0 +1,81 @@
+package integration
+
+import (
+	"bytes"
+	"encoding/json"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/runscd/runscd/internal/doctor"
+)
+
+// command runs a command of runscd's with the daemon's settings.
+func (d *daemon) command(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	cmd := exec.Command(runscd, append([]string{"--config", d.path("conf.toml")}, args...)...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	if errs.Len() > 0 {
+		t.Logf("%q says: %s", args, errs.String())
+	}
+	return out.String(), err
+}
+
+// TestDoctor examines the node beside a daemon that works, with a pod that does not
+// notice.
+func TestDoctor(t *testing.T) {
+	d := newDaemon(t, noNetwork)
+	p := d.runPod(t)
+	c := p.run(t, forever)
+	out, err := d.command(t, "doctor", "-o", "json")
+	check(t, err)
+	var report doctor.Report
+	check(t, json.Unmarshal([]byte(out), &report))
+	found := map[string]doctor.Finding{}
+	for _, f := range report {
+		found[f.Check] = f
+	}
+	if f := found["socket"]; f.Verdict != doctor.OK || !strings.Contains(f.Found, " serves") {
+		t.Errorf("%+v", f)
+	}
+	if f := found["sandbox"]; f.Verdict == doctor.Fail || !strings.HasPrefix(f.Found, "handler runsc: ") {
+		t.Errorf("%+v", f)
+	}
+	if out, code := c.exec(t, "echo alive"); out != "alive\n" || code != 0 {
+		t.Errorf("%q, %d", out, code)
+	}
+}
+
+// TestDoctorFindsFault has a handler that does not work.
+func TestDoctorFindsFault(t *testing.T) {
+	d := newDaemon(t, noNetwork)
+	d.write(t, "conf.toml.d/20.toml", "[runtime.handlers.broken]\npath = '/bin/false'\n")
+	out, err := d.command(t, "doctor")
+	if err == nil || !strings.Contains(out, `FAIL  sandbox       runtime handler "broken" with /bin/false: `) {
+		t.Errorf("%v:\n%s", err, out)
+	}
+}
+
+// TestPsAndTop show a pod with its figures.
+func TestPsAndTop(t *testing.T) {
+	d := newDaemon(t, noNetwork)
+	p := d.runPod(t)
+	c := p.run(t, forever)
+	name := "default/" + p.config.Metadata.Name
+	out, err := d.command(t, "ps")
+	check(t, err)
+	for _, want := range []string{name, c.config.Metadata.Name, c.id[:13], "running"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %s in\n%s", want, out)
+		}
+	}
+	out, err = d.command(t, "top", "--once", "--interval", "100ms")
+	check(t, err)
+	for _, want := range []string{name, "(overhead)", " MiB"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %s in\n%s", want, out)
+		}
+	}
+}
