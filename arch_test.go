@@ -24,7 +24,7 @@ var floors = [][]string{
 	{"internal/proc", "internal/spec", "internal/image", "internal/network"},
 	{"internal/pod"},
 	{"internal/cri", "internal/stream"},
-	{"internal/observe", "internal/doctor"},
+	{"internal/observe", "internal/doctor", "internal/report"},
 	{"cmd/runscd"},
 }
 

@@ -46,7 +46,7 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 	}
 	file := root.PersistentFlags().StringP("config", "c", "", "settings file (default "+config.DefaultPath+", if there is one)")
-	root.AddCommand(serveCommand(file), configCommand(file), runCommand(file), psCommand(file), topCommand(file), doctorCommand(file), versionCommand())
+	root.AddCommand(serveCommand(file), configCommand(file), runCommand(file), psCommand(file), topCommand(file), doctorCommand(file), debugCommand(file), versionCommand())
 	return root
 }
 

@@ -1,11 +1,18 @@
 package integration
 
 import (
+	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"encoding/json"
+	"fmt"
+	"io"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/runscd/runscd/internal/doctor"
 )
@@ -78,4 +85,47 @@ func TestPsAndTop(t *testing.T) {
 			t.Errorf("no %s in\n%s", want, out)
 		}
 	}
+}
+
+// TestDebug gathers a pod by its name and has no secret of it.
+func TestDebug(t *testing.T) {
+	dir, err := os.MkdirTemp("/tmp", "o")
+	check(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	d := newDaemon(t, noNetwork+fmt.Sprintf("debug.socket = '%s/d'\n", dir))
+	p := d.runPod(t, func(c *runtime.PodSandboxConfig) {
+		c.Annotations["kubectl.kubernetes.io/last-applied-configuration"] = "s3cret"
+	})
+	c := p.run(t, forever, func(c *runtime.ContainerConfig) {
+		c.Envs = []*runtime.KeyValue{{Key: "TOKEN", Value: []byte("s3cret")}}
+	})
+	out, err := d.command(t, "debug", p.config.Metadata.Name, "-o", "-")
+	check(t, err)
+	z, err := gzip.NewReader(strings.NewReader(out))
+	check(t, err)
+	files := map[string]string{}
+	for r := tar.NewReader(z); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		check(t, err)
+		text, err := io.ReadAll(r)
+		check(t, err)
+		_, name, _ := strings.Cut(h.Name, "/")
+		files[name] = string(text)
+		if bytes.Contains(text, []byte("s3cret")) || bytes.Contains(text, []byte("czNjcmV0")) {
+			t.Errorf("%s has a secret:\n%s", h.Name, text)
+		}
+	}
+	for name, want := range map[string]string{
+		"sandbox/stacks.txt": "gvisor.dev/gvisor/", "daemon/goroutines.txt": "pod.(*Pod).watch", "versions.txt": "handler runsc",
+		"records/pod.json": p.config.Metadata.Name, "records/" + c.id + ".json": "TOKEN", "bundles/" + c.id + "/config.json": "TOKEN=",
+		"host/process/status": "Name:", "runscd.toml": "[runtime]", "host/mounts": c.id,
+	} {
+		if !strings.Contains(files[name], want) {
+			t.Errorf("%s: no %q in %.300q", name, want, files[name])
+		}
+	}
+	t.Logf("missing:\n%s", files["missing.txt"])
 }
