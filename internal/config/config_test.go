@@ -15,7 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-var update = flag.Bool("update", false, "write deploy/runscd.toml")
+var update = flag.Bool("update", false, "write deploy/runscd.toml and docs/config.md")
 
 const deployed = "../../deploy/runscd.toml"
 

@@ -129,3 +129,33 @@ func TestDebug(t *testing.T) {
 	}
 	t.Logf("missing:\n%s", files["missing.txt"])
 }
+
+// TestREADME runs what README.md shows for looking at a node.
+func TestREADME(t *testing.T) {
+	d := newDaemon(t, noNetwork)
+	p := d.runPod(t, func(c *runtime.PodSandboxConfig) { c.Metadata.Name = "web" })
+	p.run(t, forever)
+	readme, err := os.ReadFile("../../README.md")
+	check(t, err)
+	_, section, _ := strings.Cut(string(readme), "## Looking at a node\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	examples := 0
+	for line := range strings.Lines(section) {
+		line, ok := strings.CutPrefix(line, "    runscd ")
+		line, _, _ = strings.Cut(line, "#")
+		args := strings.Fields(line)
+		if !ok || len(args) == 1 && args[0] == "top" { // which goes on
+			continue
+		}
+		if args[0] == "debug" { // not where the test is
+			args = append(args, "--output", d.path("debug.tar.gz"))
+		}
+		if out, err := d.command(t, args...); err != nil || out == "" {
+			t.Errorf("runscd %q: %v\n%s", args, err, out)
+		}
+		examples++
+	}
+	if examples < 5 {
+		t.Errorf("%d examples", examples)
+	}
+}
