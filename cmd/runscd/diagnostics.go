@@ -9,9 +9,11 @@ import (
 	"net/http/pprof"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	"go.opentelemetry.io/otel/sdk/resource"
@@ -43,6 +45,7 @@ func openDiagnostics(ctx context.Context, c *config.Config) (*diagnostics, error
 			return nil, fmt.Errorf("tracing.endpoint %q: %w", c.Tracing.Endpoint, err)
 		}
 		about := resource.NewSchemaless(attribute.String("service.name", "runscd"), attribute.String("service.version", version))
+		otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { logrus.WithError(err).Warn("traces") }))
 		traces := sdk.NewTracerProvider(sdk.WithBatcher(exporter), sdk.WithResource(about))
 		d.closers = append(d.closers, func() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
@@ -98,10 +101,15 @@ func (d *diagnostics) serve(network, address string, h http.Handler) error {
 		if err := os.Remove(address); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		old := unix.Umask(0o177)
-		defer unix.Umask(old)
 	}
-	l, err := net.Listen(network, address)
+	// The mode of a socket before it is bound is that of the file: there is no
+	// moment at which others could connect, and no umask to change for all threads.
+	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var chmod error
+		err := c.Control(func(fd uintptr) { chmod = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, chmod)
+	}}
+	l, err := private.Listen(context.Background(), network, address)
 	if err != nil {
 		return err
 	}
