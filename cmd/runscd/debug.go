@@ -65,7 +65,7 @@ not run.`,
 }
 
 func writeReport(ctx context.Context, p *report.Pod, path string, o report.Options) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}

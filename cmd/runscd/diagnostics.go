@@ -96,9 +96,10 @@ func (d *diagnostics) serveMetrics(c config.Metrics) error {
 
 // serve serves HTTP until close. A unix socket is for the daemon's user only.
 func (d *diagnostics) serve(network, address string, h http.Handler) error {
-	if network == "unix" {
-		// The lock on the state directory says that nobody listens there.
-		if err := os.Remove(address); err != nil && !errors.Is(err, os.ErrNotExist) {
+	// One that is left is of a daemon that is gone, by the lock on the state
+	// directory; what is no socket is not ours to remove.
+	if info, err := os.Lstat(address); network == "unix" && err == nil && info.Mode().Type() == os.ModeSocket {
+		if err := os.Remove(address); err != nil {
 			return err
 		}
 	}

@@ -46,7 +46,10 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 	}
 	file := root.PersistentFlags().StringP("config", "c", "", "settings file (default "+config.DefaultPath+", if there is one)")
-	root.AddCommand(serveCommand(file), configCommand(file), runCommand(file), psCommand(file), topCommand(file), doctorCommand(file), debugCommand(file), versionCommand())
+	root.AddCommand(
+		serveCommand(file), configCommand(file), doctorCommand(file), runCommand(file),
+		psCommand(file), topCommand(file), debugCommand(file), versionCommand(),
+	)
 	return root
 }
 

@@ -22,12 +22,10 @@ func (n *Node) network(ctx context.Context) []Finding {
 			fmt.Sprintf("put a CNI configuration into %s, and the plugins that it names into one of %s", c.ConfDir, strings.Join(c.BinDirs, ", ")))}
 	}
 	list := []Finding{ok("network", "a CNI configuration in %s, and its plugins", c.ConfDir)}
-	for _, file := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
-		data, err := os.ReadFile(n.path(filepath.Join("proc/sys", file)))
-		if err == nil && strings.TrimSpace(string(data)) == "0" {
-			list = append(list, found(Warn, "network", "packets are not forwarded: "+file+" is 0",
-				"sysctl -w "+strings.ReplaceAll(file, "/", ".")+"=1; the bridge plugin does it when it makes the first pod"))
-		}
+	data, err := os.ReadFile(n.path("proc/sys/net/ipv4/ip_forward"))
+	if err == nil && strings.TrimSpace(string(data)) == "0" {
+		list = append(list, found(Warn, "network", "packets are not forwarded: net.ipv4.ip_forward is 0",
+			"sysctl -w net.ipv4.ip_forward=1; the bridge plugin does it when it makes the first pod"))
 	}
 	return list
 }

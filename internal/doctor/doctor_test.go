@@ -164,7 +164,7 @@ func TestNetwork(t *testing.T) {
 	n := newNode(t)
 	expect(t, n.network(t.Context()), "OK network a CNI configuration in /etc/cni/net.d")
 	n.write(t, "proc/sys/net/ipv4/ip_forward", "0\n")
-	expect(t, n.network(t.Context()), "OK network ", "WARN network packets are not forwarded: net/ipv4/ip_forward")
+	expect(t, n.network(t.Context()), "OK network ", "WARN network packets are not forwarded: net.ipv4.ip_forward")
 	n.Network = func(context.Context) error { return errors.New("no plugin bridge") }
 	expect(t, n.network(t.Context()), "FAIL network no plugin bridge")
 	n.Config.Network.Mode = "none"
