@@ -28,7 +28,7 @@ type podRecord struct {
 	// Annotations and Devices are the handler's of then.
 	Annotations []string `json:"annotations,omitempty"`
 	Devices     []string `json:"devices,omitempty"`
-	Boot      string `json:"boot"` // the kernel's boot id
+	Boot        string   `json:"boot"` // the kernel's boot id
 	// CreatedAt is when the sandbox ran; zero while it is being made.
 	CreatedAt time.Time        `json:"created_at,omitzero"`
 	Host      proc.HostProcess `json:"host_process,omitzero"`
