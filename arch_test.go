@@ -20,7 +20,7 @@ const module = "github.com/runscd/runscd/"
 // floors are the packages of the product from the bottom to the top. A package
 // imports only packages of lower floors.
 var floors = [][]string{
-	{"internal/runsc", "internal/stdio", "internal/monitor", "internal/store", "internal/config", "internal/pause", "internal/forward", "internal/stats", "internal/systemd", "internal/checkpoint"},
+	{"internal/runsc", "internal/stdio", "internal/monitor", "internal/store", "internal/config", "internal/pause", "internal/forward", "internal/stats", "internal/systemd", "internal/checkpoint", "internal/limit"},
 	{"internal/proc", "internal/spec", "internal/image", "internal/network"},
 	{"internal/pod"},
 	{"internal/cri", "internal/stream"},

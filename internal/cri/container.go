@@ -129,7 +129,7 @@ func containerStatus(c *pod.Container) *runtime.ContainerStatus {
 		Image: statusImage(config.Image), ImageRef: f.ImageRef, ImageId: f.ImageID,
 		Labels: config.Labels, Annotations: config.Annotations, Mounts: statusMounts(config.Mounts, f.VolumeIDs), LogPath: f.LogPath,
 		StopSignal: config.StopSignal,
-		Resources:  &runtime.ContainerResources{Linux: config.GetLinux().GetResources()},
+		Resources:  &runtime.ContainerResources{Linux: c.Resources()},
 	}
 	if u := f.User; u != nil {
 		status.User = &runtime.ContainerUser{Linux: &runtime.LinuxContainerUser{Uid: u.UID, Gid: u.GID, SupplementalGroups: u.Groups}}
@@ -166,6 +166,21 @@ func nanos(t time.Time) int64 {
 		return 0
 	}
 	return t.UnixNano()
+}
+
+// UpdateContainerResources changes what a container may use: as a whole or not at
+// all. Values that are not given stay.
+func (s *RuntimeServer) UpdateContainerResources(ctx context.Context, req *runtime.UpdateContainerResourcesRequest) (*runtime.UpdateContainerResourcesResponse, error) {
+	if err := required("container_id", req.ContainerId); err != nil {
+		return nil, err
+	}
+	if req.Windows != nil {
+		return nil, invalid("windows", "a sandbox is of Linux")
+	}
+	if err := s.pods.UpdateContainer(ctx, req.ContainerId, req.Linux); err != nil {
+		return nil, err
+	}
+	return &runtime.UpdateContainerResourcesResponse{}, nil
 }
 
 // ExecSync runs a command in a container and returns its output and exit code.

@@ -39,6 +39,18 @@ func (s *RuntimeServer) RemovePodSandbox(ctx context.Context, req *runtime.Remov
 	return &runtime.RemovePodSandboxResponse{}, s.pods.RemovePod(ctx, req.PodSandboxId)
 }
 
+// UpdatePodSandboxResources changes what is said of a pod as a whole: as a whole or
+// not at all. Values that are not given stay.
+func (s *RuntimeServer) UpdatePodSandboxResources(ctx context.Context, req *runtime.UpdatePodSandboxResourcesRequest) (*runtime.UpdatePodSandboxResourcesResponse, error) {
+	if err := required("pod_sandbox_id", req.PodSandboxId); err != nil {
+		return nil, err
+	}
+	if err := s.pods.UpdatePod(ctx, req.PodSandboxId, req.Overhead, req.Resources); err != nil {
+		return nil, err
+	}
+	return &runtime.UpdatePodSandboxResourcesResponse{}, nil
+}
+
 // PodSandboxStatus tells a sandbox's status and, for the kubelet's evented
 // PLEG, that of its containers.
 func (s *RuntimeServer) PodSandboxStatus(_ context.Context, req *runtime.PodSandboxStatusRequest) (*runtime.PodSandboxStatusResponse, error) {

@@ -196,22 +196,22 @@ var processSeries = []series{
 // specSeries are what the configuration says, but for the memory of a pod, which
 // the kubelet may change behind it. A limit of 0 is none.
 var specSeries = []series{
-	asked("cpu_period", "CPU period of the container.", func(c *pod.ContainerStats) int64 { return c.Config().GetLinux().GetResources().GetCpuPeriod() }),
+	asked("cpu_period", "CPU period of the container.", func(c *pod.ContainerStats) int64 { return c.Resources().GetCpuPeriod() }),
 	{
 		name: "container_spec_cpu_quota", help: "CPU quota of the container.", kind: gauge,
 		container: func(s *pod.ContainerStats) []sample {
-			if quota := s.Config().GetLinux().GetResources().GetCpuQuota(); quota > 0 {
+			if quota := s.Resources().GetCpuQuota(); quota > 0 {
 				return one(uint64(quota))
 			}
 			return nil
 		},
 	},
-	asked("cpu_shares", "CPU share of the container.", func(c *pod.ContainerStats) int64 { return c.Config().GetLinux().GetResources().GetCpuShares() }),
+	asked("cpu_shares", "CPU share of the container.", func(c *pod.ContainerStats) int64 { return c.Resources().GetCpuShares() }),
 	{
 		name: "container_spec_memory_limit_bytes", help: "Memory limit for the container.", kind: gauge,
 		pod: func(s *pod.Stats) []sample { return one(s.Limit) },
 		container: func(s *pod.ContainerStats) []sample {
-			return one(uint64(s.Config().GetLinux().GetResources().GetMemoryLimitInBytes()))
+			return one(uint64(s.Resources().GetMemoryLimitInBytes()))
 		},
 	},
 }

@@ -111,6 +111,9 @@ func cgroups(t *testing.T) (root string) {
 	for name, text := range map[string]string{
 		filepath.Join(c.Memory, "memory.current"): "1000", filepath.Join(c.Memory, "cpu.stat"): "usage_usec 50000\n", // version 2
 		filepath.Join(c.Memory, "memory.usage_in_bytes"): "1000", filepath.Join(root, "cpuacct", path, "cpuacct.usage"): "50000000",
+		filepath.Join(c.Memory, "memory.max"): "max", filepath.Join(c.Memory, "cpu.max"): "max 100000",
+		filepath.Join(c.Memory, "memory.limit_in_bytes"):     "9223372036854771712",
+		filepath.Join(root, "cpu", path, "cpu.cfs_quota_us"): "-1", filepath.Join(root, "cpu", path, "cpu.cfs_period_us"): "100000",
 	} {
 		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 			t.Fatal(err)

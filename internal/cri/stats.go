@@ -148,7 +148,7 @@ func (s *RuntimeServer) containerStats(cs *pod.ContainerStats) *runtime.Containe
 		}
 		// The sandbox keeps no file cache for a container, so it works with all of it.
 		r.Memory = &runtime.MemoryUsage{Timestamp: at, WorkingSetBytes: value(cs.Usage.Memory), UsageBytes: value(cs.Usage.Memory)}
-		if limit := uint64(c.GetLinux().GetResources().GetMemoryLimitInBytes()); limit > 0 {
+		if limit := uint64(cs.Resources().GetMemoryLimitInBytes()); limit > 0 {
 			r.Memory.AvailableBytes = value(limit - min(cs.Usage.Memory, limit))
 		}
 		if cs.NoSwap {

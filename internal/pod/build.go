@@ -154,8 +154,9 @@ func (r *Registry) newPod(id string, rec podRecord) *Pod {
 			ID: id, Bundle: r.podDir(id), Runtime: r.runtimeOf(&rec), HostNetwork: hostNetwork(rec.Config.M),
 			Restored: rec.Restored,
 		}),
-		release: make(chan struct{}, 1),
-		saving:  make(chan struct{}, 1),
+		release:  make(chan struct{}, 1),
+		limiting: make(chan struct{}, 1),
+		saving:   make(chan struct{}, 1),
 	}
 }
 
@@ -190,7 +191,7 @@ func (r *Registry) writeSandbox(id, netNS string, c *runtime.PodSandboxConfig, a
 	dir := r.podDir(id)
 	s, err := spec.Sandbox(c, spec.SandboxOptions{
 		ID: id, NetNS: netNS, CgroupsPath: cgroup, Rootfs: dir, Shm: filepath.Join(dir, "shm"),
-		Args: []string{pause.Command}, Allowed: allowed,
+		Args: []string{pause.Command}, Allowed: allowed, Above: r.limitsAbove(c.GetLinux().GetCgroupParent()),
 		Annotations: map[string]string{
 			"dev.gvisor.spec.rootfs.source": pauseImage(r.State), "dev.gvisor.spec.rootfs.type": "erofs",
 		},
@@ -249,8 +250,7 @@ func (r *Registry) buildContainer(ctx context.Context, p *Pod, config *runtime.C
 	if err != nil {
 		return "", err
 	}
-	if !r.addContainerTo(p, c) {
-		err := fmt.Errorf("pod sandbox %s: stopped meanwhile: %w", p.ID, errdefs.ErrFailedPrecondition)
+	if err := c.admit(ctx); err != nil {
 		return "", errors.Join(err, c.discard(ctx))
 	}
 	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_CREATED_EVENT, Pod: p, Container: c})

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // cgroup gives a pod a cgroup of version 2, with a memory limit that is lower than
@@ -17,7 +18,10 @@ func (n *node) cgroup(p *Pod) string {
 	dir := filepath.Join(n.cgroups, "kubepods", p.Config().Metadata.Name)
 	n.must(os.CopyFS(dir, os.DirFS("testdata/cgroup")))
 	dir = filepath.Join(dir, "sandbox")
-	n.must(p.update(func(f *podRecord) { f.Cgroup = dir }))
+	n.must(p.update(func(f *podRecord) {
+		f.Cgroup = dir
+		f.Resources.M = &runtime.LinuxContainerResources{MemoryLimitInBytes: 128 << 20} // as there
+	}))
 	return dir
 }
 

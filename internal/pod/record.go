@@ -36,6 +36,10 @@ type podRecord struct {
 	// OOMKills is the kernel's count of kills for memory that have been told.
 	OOMKills uint64   `json:"oom_kills,omitempty"`
 	IPs      []string `json:"ips,omitempty"`
+	// Overhead and Resources are what is said of the pod in place of its
+	// configuration, since they were changed.
+	Overhead  message[*runtime.LinuxContainerResources] `json:"overhead,omitzero"`
+	Resources message[*runtime.LinuxContainerResources] `json:"resources,omitzero"`
 	// StoppedAt is when the sandbox was seen to be gone.
 	StoppedAt time.Time `json:"stopped_at,omitzero"`
 	// Released says that nothing on the host is held for the pod any more but
@@ -61,7 +65,9 @@ type containerRecord struct {
 	VolumeIDs map[int]string `json:"volume_image_ids,omitempty"`
 	LogPath   string         `json:"log_path,omitempty"` // absolute
 	User      *User          `json:"user,omitempty"`
-	Signal    int            `json:"stop_signal"`
+	// Resources are in place of those of the configuration, since they were changed.
+	Resources message[*runtime.LinuxContainerResources] `json:"resources,omitzero"`
+	Signal    int                                       `json:"stop_signal"`
 	// Restored is what a container has from the checkpoint that it was made of.
 	Restored *restoredFrom `json:"restored,omitempty"`
 	// CreatedAt is when the container could be started; zero while it is being made.

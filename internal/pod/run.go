@@ -81,6 +81,9 @@ func (c *Container) start(ctx context.Context) error {
 
 // started notes and tells that the container runs.
 func (c *Container) started() {
+	if err := c.Pod.setOOMScore(); err != nil { // runsc goes by the scores that it was given
+		logrus.WithField("container", c.ID).WithError(err).Warn("limits of the sandbox")
+	}
 	started := time.Now()
 	if err := c.update(func(f *containerRecord) { f.StartedAt = started }); err != nil {
 		// It runs, and recovery would find that out from the sandbox.
@@ -142,6 +145,7 @@ func (c *Container) end(how containerRecord) {
 	}
 	close(c.ended)
 	c.Pod.home.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STOPPED_EVENT, Pod: c.Pod, Container: c})
+	c.Pod.relimit()
 }
 
 // watch waits for the end of the sandbox, asked for or not.

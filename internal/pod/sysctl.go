@@ -38,39 +38,51 @@ func (p *Pod) setSysctls(ctx context.Context) error {
 }
 
 func (p *Pod) setSysctl(ctx context.Context, name, value string) error {
-	r, w, err := os.Pipe()
+	file := path.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
+	has, err := p.writeInside(ctx, []string{file, value})
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return fmt.Errorf("not to be set to %q in a sandbox: %w: %w", value, errno, errdefs.ErrInvalidArgument)
+	}
 	if err != nil {
 		return err
+	}
+	if !slices.Equal(strings.Fields(has), strings.Fields(value)) {
+		return fmt.Errorf("set to %q, is %q in a sandbox: %w", value, strings.TrimSpace(has), errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// writeInside has the pause program write files of the root container: names and
+// values by turns, where an empty value makes a directory. It returns what the files
+// have then. The error is a syscall.Errno if one cannot be written.
+func (p *Pod) writeInside(ctx context.Context, files []string) (has string, err error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return "", err
 	}
 	defer r.Close()
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
-		return errors.Join(err, w.Close())
+		return "", errors.Join(err, w.Close())
 	}
-	file := path.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
 	exec, err := p.init.Exec(ctx, proc.ExecConfig{
 		Process: &specs.Process{
-			Args: []string{pause.Command, file, value}, Cwd: "/",
+			Args: append([]string{pause.Command}, files...), Cwd: "/",
 			Capabilities: spec.AllCapabilities(), NoNewPrivileges: true,
 		},
 		Stdio: runsc.Stdio{In: null, Out: w, Err: null},
 	})
 	if err := errors.Join(err, w.Close(), null.Close()); err != nil {
-		return err
+		return "", err
 	}
 	status, err := exec.Wait(ctx)
+	if err == nil && status != 0 {
+		err = syscall.Errno(status)
+	}
 	if err != nil {
-		return err
+		return "", err
 	}
-	if status != 0 {
-		return fmt.Errorf("not to be set to %q in a sandbox: %w: %w", value, syscall.Errno(status), errdefs.ErrInvalidArgument)
-	}
-	has, err := io.ReadAll(r)
-	if err != nil {
-		return err
-	}
-	if !slices.Equal(strings.Fields(string(has)), strings.Fields(value)) {
-		return fmt.Errorf("set to %q, is %q in a sandbox: %w", value, strings.TrimSpace(string(has)), errdefs.ErrInvalidArgument)
-	}
-	return nil
+	text, err := io.ReadAll(r)
+	return string(text), err
 }

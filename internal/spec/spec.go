@@ -18,6 +18,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/runscd/runscd/internal/limit"
 )
 
 // The annotations that tell runsc which container of which sandbox a spec is,
@@ -43,6 +45,9 @@ type SandboxOptions struct {
 	CgroupsPath string            // see CgroupsPath
 	Shm         string            // host directory that stands for the pod's /dev/shm
 	Annotations map[string]string // of runsc, as for an EROFS rootfs
+	// Above are the limits of the cgroup_parent, as far as runsc does not look
+	// there itself for the CPUs and the memory that it shows to the pod.
+	Above limit.Limits
 	// Allowed are the names of the pod's annotations that runsc is given. A * at
 	// the end of one stands for any rest.
 	Allowed []string
@@ -69,7 +74,7 @@ func Sandbox(cfg *runtime.PodSandboxConfig, o SandboxOptions) (*specs.Spec, erro
 	if err != nil {
 		return nil, err
 	}
-	resources, err := sandboxResources(cfg.GetLinux())
+	resources, err := sandboxResources(cfg.GetLinux(), o.Above)
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +102,9 @@ func Sandbox(cfg *runtime.PodSandboxConfig, o SandboxOptions) (*specs.Spec, erro
 			NoNewPrivileges: true,
 			Rlimits:         rlimits(),
 		},
-		Root:        &specs.Root{Path: o.Rootfs, Readonly: true},
+		Root: &specs.Root{Path: o.Rootfs, Readonly: true},
+		// From here containers are shown their limits.
+		Mounts:      []specs.Mount{{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev"}}},
 		Annotations: annotations,
 		Linux: &specs.Linux{
 			CgroupsPath: o.CgroupsPath,
@@ -126,6 +133,9 @@ func CgroupsPath(systemd bool, parent, id string) (string, error) {
 	}
 	return slice + ":runscd:" + id, nil
 }
+
+// Scope is the unit that systemd makes of a sandbox's CgroupsPath.
+func Scope(id string) string { return "runscd-" + id + ".scope" }
 
 // allowed returns the annotations whose names are in a list, see SandboxOptions.
 func allowed(list []string, annotations map[string]string) map[string]string {

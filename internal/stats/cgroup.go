@@ -67,7 +67,7 @@ func cgroupIn(root, text string) (Cgroup, error) {
 // Path is the cgroup's path in its hierarchy.
 func (c Cgroup) Path() string {
 	root := c.Root
-	if c.legacy() {
+	if c.Legacy() {
 		root = filepath.Join(root, "memory")
 	}
 	return filepath.Join("/", strings.TrimPrefix(c.Memory, root))
@@ -81,14 +81,14 @@ func (c Cgroup) Parent() Cgroup {
 	return Cgroup{c.Root, filepath.Dir(c.Memory)}
 }
 
-// legacy tells whether the cgroup is one of version 1.
-func (c Cgroup) legacy() bool {
+// Legacy tells whether the cgroup is one of version 1.
+func (c Cgroup) Legacy() bool {
 	return strings.HasPrefix(c.Memory+"/", filepath.Join(c.Root, "memory")+"/")
 }
 
-// dir is the cgroup's directory for a controller.
-func (c Cgroup) dir(controller string) string {
-	if c.legacy() {
+// Dir is the cgroup's directory for a controller.
+func (c Cgroup) Dir(controller string) string {
+	if c.Legacy() {
 		return filepath.Join(c.Root, controller, c.Path())
 	}
 	return c.Memory
@@ -162,7 +162,7 @@ var version1 = []source{
 }
 
 func (c Cgroup) sources() []source {
-	if c.legacy() {
+	if c.Legacy() {
 		return version1
 	}
 	return version2
@@ -189,7 +189,7 @@ const unlimited = 1 << 62
 
 // read adds the figures of a file that is there.
 func (c Cgroup) read(s source, to Figures) {
-	text, err := readFile(filepath.Join(c.dir(s.controller), s.file))
+	text, err := readFile(filepath.Join(c.Dir(s.controller), s.file))
 	if err != nil {
 		return
 	}
@@ -204,7 +204,7 @@ func (c Cgroup) read(s source, to Figures) {
 		switch {
 		case err != nil || name == "memory.max" && v >= unlimited: // such as "max"
 			continue
-		case strings.HasSuffix(name, "_usec") && c.legacy():
+		case strings.HasSuffix(name, "_usec") && c.Legacy():
 			v /= uint64(time.Microsecond) // from nanoseconds
 		}
 		to[name] = v

@@ -19,7 +19,7 @@ type Stall struct {
 // Pressure reads the pressure on "cpu", "memory" or "io". It is nil where the
 // kernel does not tell, as in version 1.
 func (c Cgroup) Pressure(resource string) *Pressure {
-	if c.legacy() {
+	if c.Legacy() {
 		return nil
 	}
 	text, err := readFile(filepath.Join(c.Memory, resource+".pressure"))

@@ -48,7 +48,7 @@ func executable(args []string) error {
 		return fmt.Errorf("no command")
 	}
 	switch args[0] {
-	case "exit", "print", "eprint", "flood", "cat", "sleep", "ignore-term", "trap", "leave", "jobs":
+	case "/pause", "exit", "print", "eprint", "flood", "cat", "sleep", "ignore-term", "trap", "leave", "jobs":
 		return nil
 	case "/secret":
 		return fmt.Errorf("failed to load %s: permission denied", args[0])
@@ -118,6 +118,9 @@ func (p *process) command() uint32 {
 		arg = p.args[1]
 	}
 	number, _ := strconv.Atoi(arg)
+	if p.args[0] == "/pause" && len(p.args) > 1 {
+		return uint32(p.sandbox.writeFiles(p.args[1:])) << 8
+	}
 	switch p.args[0] {
 	case "exit":
 		return uint32(number) << 8

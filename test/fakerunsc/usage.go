@@ -5,6 +5,9 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // cgroupDir has the control files that a test has set, a directory a container.
@@ -78,4 +81,27 @@ func (s *sandbox) controlFile(cid, name string) (string, error) {
 		return "", errors.New("controller not active")
 	}
 	return text, nil
+}
+
+// writeFiles does what the pause program does with pairs of arguments, in the
+// directory of cgroups.
+func (s *sandbox) writeFiles(pairs []string) (errno int) {
+	for i := 0; i+1 < len(pairs); i += 2 {
+		path := filepath.Join(s.dir, cgroupDir, strings.TrimPrefix(pairs[i], "/sys/fs/cgroup/"))
+		err := os.MkdirAll(filepath.Dir(path), 0o700)
+		if err == nil && pairs[i+1] != "" {
+			err = os.WriteFile(path, []byte(pairs[i+1]), 0o600)
+		}
+		if err != nil {
+			return int(unix.EIO)
+		}
+	}
+	return 0
+}
+
+// CgroupFile returns what a control file of a container's cgroup has, "" for
+// nothing.
+func (f *Fake) CgroupFile(id, name string) string {
+	text, _ := os.ReadFile(filepath.Join(f.dir, cgroupDir, id, name))
+	return string(text)
 }
