@@ -237,6 +237,9 @@ func (r *Registry) CreateContainer(ctx context.Context, req *runtime.CreateConta
 	if s := p.State(); s != proc.Running {
 		return "", fmt.Errorf("pod sandbox %s: %s, not running: %w", p.ID, s, errdefs.ErrFailedPrecondition)
 	}
+	if err := p.thawed(); err != nil {
+		return "", err
+	}
 	name := containerName(p.ID, req.Config.Metadata)
 	return r.containerNames.create(ctx, name, req, func(ctx context.Context) (string, error) {
 		ctx, cancel := context.WithTimeout(ctx, buildTimeout)
