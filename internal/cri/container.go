@@ -177,7 +177,7 @@ func (s *RuntimeServer) UpdateContainerResources(ctx context.Context, req *runti
 	if req.Windows != nil {
 		return nil, invalid("windows", "a sandbox is of Linux")
 	}
-	if err := s.pods.UpdateContainer(ctx, req.ContainerId, req.Linux); err != nil {
+	if err := pod.UpdateContainer(ctx, s.pods, req.ContainerId, req.Linux); err != nil {
 		return nil, err
 	}
 	return &runtime.UpdateContainerResourcesResponse{}, nil

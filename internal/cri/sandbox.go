@@ -45,7 +45,7 @@ func (s *RuntimeServer) UpdatePodSandboxResources(ctx context.Context, req *runt
 	if err := required("pod_sandbox_id", req.PodSandboxId); err != nil {
 		return nil, err
 	}
-	if err := s.pods.UpdatePod(ctx, req.PodSandboxId, req.Overhead, req.Resources); err != nil {
+	if err := pod.UpdatePod(ctx, s.pods, req.PodSandboxId, req.Overhead, req.Resources); err != nil {
 		return nil, err
 	}
 	return &runtime.UpdatePodSandboxResourcesResponse{}, nil

@@ -146,7 +146,7 @@ func raise(ctx context.Context, p *Pod, start func(context.Context) error) (err 
 
 // newPod returns a pod that nothing has been done for.
 func (r *Registry) newPod(id string, rec podRecord) *Pod {
-	return &Pod{
+	p := &Pod{
 		ID:    id,
 		home:  r,
 		facts: facts[podRecord]{id: id, records: r.podRecords, now: rec},
@@ -154,10 +154,11 @@ func (r *Registry) newPod(id string, rec podRecord) *Pod {
 			ID: id, Bundle: r.podDir(id), Runtime: r.runtimeOf(&rec), HostNetwork: hostNetwork(rec.Config.M),
 			Restored: rec.Restored,
 		}),
-		release:  make(chan struct{}, 1),
-		limiting: make(chan struct{}, 1),
-		saving:   make(chan struct{}, 1),
+		release: make(chan struct{}, 1),
+		saving:  make(chan struct{}, 1),
 	}
+	p.limiter = &limiter{p, make(chan struct{}, 1)}
+	return p
 }
 
 // preparePod makes the network namespace, the files that containers see, and
@@ -191,7 +192,7 @@ func (r *Registry) writeSandbox(id, netNS string, c *runtime.PodSandboxConfig, a
 	dir := r.podDir(id)
 	s, err := spec.Sandbox(c, spec.SandboxOptions{
 		ID: id, NetNS: netNS, CgroupsPath: cgroup, Rootfs: dir, Shm: filepath.Join(dir, "shm"),
-		Args: []string{pause.Command}, Allowed: allowed, Above: r.limitsAbove(c.GetLinux().GetCgroupParent()),
+		Args: []string{pause.Command}, Allowed: allowed, Above: limitsAbove(r, c.GetLinux().GetCgroupParent()),
 		Annotations: map[string]string{
 			"dev.gvisor.spec.rootfs.source": pauseImage(r.State), "dev.gvisor.spec.rootfs.type": "erofs",
 		},
@@ -253,7 +254,7 @@ func (r *Registry) buildContainer(ctx context.Context, p *Pod, config *runtime.C
 	if err != nil {
 		return "", err
 	}
-	if err := c.admit(ctx); err != nil {
+	if err := p.limiter.admit(ctx, c); err != nil {
 		return "", errors.Join(err, c.discard(ctx))
 	}
 	r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_CREATED_EVENT, Pod: p, Container: c})

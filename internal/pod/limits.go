@@ -21,9 +21,13 @@ import (
 	"github.com/runscd/runscd/internal/stats"
 )
 
-// Only the sandbox has a cgroup on the host, so its limits are the sum of what its
-// containers may use, and change with each of them. Who changes them, or which
-// containers there are, holds the pod's token limiting.
+// limiter holds a pod to its limits. Only the sandbox has a cgroup on the host, so
+// its limits are the sum of what its containers may use, and change with each of them.
+type limiter struct {
+	*Pod
+	// limiting is a token for whoever changes limits, or which containers there are.
+	limiting chan struct{}
+}
 
 // limitTimeout bounds how long limits are set. The kernel may have to take memory
 // away before it answers.
@@ -39,7 +43,7 @@ func (c *Container) Resources() *runtime.LinuxContainerResources {
 }
 
 // resources are what is said now of the pod as a whole.
-func (p *Pod) resources() (overhead, total *runtime.LinuxContainerResources) {
+func (p *limiter) resources() (overhead, total *runtime.LinuxContainerResources) {
 	f := p.Facts()
 	if f.Resources.M != nil {
 		return f.Overhead.M, f.Resources.M
@@ -49,9 +53,9 @@ func (p *Pod) resources() (overhead, total *runtime.LinuxContainerResources) {
 }
 
 // living are the resources of the pod's containers that run or may come to run.
-func (p *Pod) living() map[*Container]*runtime.LinuxContainerResources {
+func (p *limiter) living() map[*Container]*runtime.LinuxContainerResources {
 	living := map[*Container]*runtime.LinuxContainerResources{}
-	for _, c := range p.home.ContainersOf(p) {
+	for _, c := range p.home.ContainersOf(p.Pod) {
 		if s := c.State(); s == proc.Created || s == proc.Running {
 			living[c] = c.Resources()
 		}
@@ -60,7 +64,7 @@ func (p *Pod) living() map[*Container]*runtime.LinuxContainerResources {
 }
 
 // limits are what the sandbox may use if its containers may use that.
-func (p *Pod) limits(containers map[*Container]*runtime.LinuxContainerResources) limit.Limits {
+func (p *limiter) limits(containers map[*Container]*runtime.LinuxContainerResources) limit.Limits {
 	overhead, total := p.resources()
 	list := make([]*runtime.LinuxContainerResources, 0, len(containers))
 	for _, r := range containers {
@@ -72,7 +76,7 @@ func (p *Pod) limits(containers map[*Container]*runtime.LinuxContainerResources)
 // hold puts limits in place of those that the sandbox has. If it uses more memory
 // than it shall have, that is an error, or with gently set the limit stays as it
 // is: the kernel would kill for it.
-func (p *Pod) hold(ctx context.Context, l limit.Limits, gently bool) error {
+func (p *limiter) hold(ctx context.Context, l limit.Limits, gently bool) error {
 	host := p.cgroup()
 	figures, err := host.Figures(false)
 	if errdefs.IsNotFound(err) {
@@ -105,7 +109,7 @@ func (p *Pod) hold(ctx context.Context, l limit.Limits, gently bool) error {
 
 // setOOMScore gives the sandbox's process the lowest score of its containers, as
 // runsc has done with those that they were started with.
-func (p *Pod) setOOMScore() error {
+func (p *limiter) setOOMScore() error {
 	lowest, differs := int64(1000), false
 	for c, r := range p.living() {
 		lowest = min(lowest, r.GetOomScoreAdj())
@@ -124,7 +128,7 @@ func (p *Pod) setOOMScore() error {
 
 // relimit sets the sandbox's limits anew when a container has ended or gone, or the
 // daemon was away.
-func (p *Pod) relimit() {
+func (p *limiter) relimit() {
 	if p.stopping.Load() || p.State() != proc.Running || p.init.State() != proc.Running {
 		return
 	}
@@ -142,8 +146,7 @@ func (p *Pod) relimit() {
 
 // admit adds a container to its pod, whose sandbox may use that much more from now
 // on.
-func (c *Container) admit(ctx context.Context) error {
-	p := c.Pod
+func (p *limiter) admit(ctx context.Context, c *Container) error {
 	unlock, err := lock(ctx, p.limiting)
 	if err != nil {
 		return err
@@ -158,18 +161,18 @@ func (c *Container) admit(ctx context.Context) error {
 		return errors.Join(err, p.hold(ctx, p.limits(p.living()), true))
 	}
 	if own := spec.OwnLimits(c.Resources()); !maps.Equal(own, spec.OwnLimits(nil)) {
-		if err := c.show(ctx, own); err != nil && p.init.State() == proc.Running {
+		if err := show(ctx, c, own); err != nil && p.init.State() == proc.Running {
 			return err
 		}
 	}
-	if !p.home.addContainerTo(p, c) {
+	if !p.home.addContainerTo(p.Pod, c) {
 		return fmt.Errorf("pod sandbox %s: stopped meanwhile: %w", p.ID, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }
 
 // checkUnified refuses what only cgroup version 2 has, where that is not.
-func (p *Pod) checkUnified(r *runtime.LinuxContainerResources) error {
+func (p *limiter) checkUnified(r *runtime.LinuxContainerResources) error {
 	for name := range r.GetUnified() {
 		if name != "pids.max" && p.cgroup().Legacy() { // that is the sandbox's own
 			return fmt.Errorf("unified %q: the host has cgroups of version 1: %w", name, errdefs.ErrInvalidArgument)
@@ -182,12 +185,12 @@ func (p *Pod) checkUnified(r *runtime.LinuxContainerResources) error {
 // name stay. If it cannot be done as a whole nothing has changed. The error is
 // ErrInvalidArgument, and ErrFailedPrecondition if the container has ended or uses
 // more memory than it shall have.
-func (r *Registry) UpdateContainer(ctx context.Context, id string, change *runtime.LinuxContainerResources) error {
+func UpdateContainer(ctx context.Context, r *Registry, id string, change *runtime.LinuxContainerResources) error {
 	c, err := r.Container(id)
 	if err != nil {
 		return err
 	}
-	p := c.Pod
+	p := c.Pod.limiter
 	// A start that is under way is over first.
 	for _, token := range []chan struct{}{c.release, p.limiting} {
 		unlock, err := lock(ctx, token)
@@ -209,32 +212,32 @@ func (r *Registry) UpdateContainer(ctx context.Context, id string, change *runti
 	if err := p.thawed(); err != nil {
 		return err
 	}
-	if err := c.checkUse(ctx, old, to); err != nil {
+	if err := checkUse(ctx, c, old, to); err != nil {
 		return fmt.Errorf("container %s: %w", c.ID, err)
 	}
 	living := p.living()
 	living[c] = to
 	err = p.hold(ctx, p.limits(living), false)
 	if err == nil {
-		err = c.show(ctx, spec.OwnLimits(to))
+		err = show(ctx, c, spec.OwnLimits(to))
 	}
 	before := c.Facts().Resources
 	if err == nil {
 		err = c.update(func(f *containerRecord) { f.Resources.M = to })
 	}
 	if err == nil {
-		err = errors.Join(p.setOOMScore(), c.rewriteBundle())
+		err = errors.Join(p.setOOMScore(), rewriteBundle(c))
 	}
 	if err != nil {
 		err = errors.Join(fmt.Errorf("resources of container %s: %w", c.ID, err),
-			c.update(func(f *containerRecord) { f.Resources = before }), c.rewriteBundle(),
-			p.hold(ctx, p.limits(p.living()), true), c.show(ctx, spec.OwnLimits(old)))
+			c.update(func(f *containerRecord) { f.Resources = before }), rewriteBundle(c),
+			p.hold(ctx, p.limits(p.living()), true), show(ctx, c, spec.OwnLimits(old)))
 	}
 	return err
 }
 
 // checkUse refuses a lower limit than what a container uses.
-func (c *Container) checkUse(ctx context.Context, old, to *runtime.LinuxContainerResources) error {
+func checkUse(ctx context.Context, c *Container, old, to *runtime.LinuxContainerResources) error {
 	limit := to.GetMemoryLimitInBytes()
 	if before := old.GetMemoryLimitInBytes(); limit == 0 || before > 0 && limit >= before || c.State() != proc.Running {
 		return nil
@@ -252,7 +255,7 @@ func (c *Container) checkUse(ctx context.Context, old, to *runtime.LinuxContaine
 // show has a container see its limits in its own cgroup of the sandbox, which is
 // there before the container starts. The root container sees all of them. (The call of
 // the sentry's for this takes the sandbox down.)
-func (c *Container) show(ctx context.Context, own map[string]string) error {
+func show(ctx context.Context, c *Container, own map[string]string) error {
 	dir := path.Join("/sys/fs/cgroup", cgroupIn(c))
 	files := []string{dir, ""}
 	for name, value := range own {
@@ -266,7 +269,7 @@ func (c *Container) show(ctx context.Context, own map[string]string) error {
 
 // rewriteBundle has a container that is not started yet start with its present
 // resources.
-func (c *Container) rewriteBundle() error {
+func rewriteBundle(c *Container) error {
 	if c.State() != proc.Created {
 		return nil
 	}
@@ -281,11 +284,12 @@ func (c *Container) rewriteBundle() error {
 
 // UpdatePod changes what is said of a pod as a whole, as UpdateContainer does. What
 // the sandbox may use is bounded by it where that is right, see spec.PodLimits.
-func (r *Registry) UpdatePod(ctx context.Context, id string, overhead, total *runtime.LinuxContainerResources) error {
-	p, err := r.Pod(id)
+func UpdatePod(ctx context.Context, r *Registry, id string, overhead, total *runtime.LinuxContainerResources) error {
+	found, err := r.Pod(id)
 	if err != nil {
 		return err
 	}
+	p := found.limiter
 	unlock, err := lock(ctx, p.limiting)
 	if err != nil {
 		return fmt.Errorf("pod sandbox %s: %w", p.ID, err)
@@ -296,8 +300,8 @@ func (r *Registry) UpdatePod(ctx context.Context, id string, overhead, total *ru
 	f := p.Facts()
 	oldOverhead, oldTotal := p.resources()
 	overhead, total = spec.MergeResources(oldOverhead, overhead), spec.MergeResources(oldTotal, total)
-	for field, r := range map[string]*runtime.LinuxContainerResources{"overhead": overhead, "resources": total} {
-		if err := errors.Join(spec.CheckResources(r), p.checkUnified(r)); err != nil {
+	for field, to := range map[string]*runtime.LinuxContainerResources{"overhead": overhead, "resources": total} {
+		if err := errors.Join(spec.CheckResources(to), p.checkUnified(to)); err != nil {
 			return fmt.Errorf("%s: %w", field, err)
 		}
 	}
@@ -318,7 +322,7 @@ func (r *Registry) UpdatePod(ctx context.Context, id string, overhead, total *ru
 
 // limitsAbove are the limits of a pod's cgroup_parent where runsc does not look: in
 // version 1.
-func (r *Registry) limitsAbove(parent string) limit.Limits {
+func limitsAbove(r *Registry, parent string) limit.Limits {
 	above := stats.Cgroup{Root: r.CgroupRoot, Memory: filepath.Join(r.CgroupRoot, "memory", parent)}
 	return limit.Cgroup{Dir: above.Dir, Legacy: true}.Of()
 }

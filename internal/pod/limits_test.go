@@ -62,9 +62,9 @@ func TestLimitsAreOfAllContainers(t *testing.T) {
 	n.must(err)
 	n.must(n.StartContainer(t.Context(), two.ID))
 	n.held(cgroup, map[string]string{"cpu.weight": "39", "memory.max": "402653184"})
-	n.must(n.UpdatePod(t.Context(), p.ID, &runtime.LinuxContainerResources{MemoryLimitInBytes: 16 * mib}, nil))
+	n.must(UpdatePod(t.Context(), n.Registry, p.ID, &runtime.LinuxContainerResources{MemoryLimitInBytes: 16 * mib}, nil))
 	n.held(cgroup, map[string]string{"memory.max": "419430400"})
-	n.must(n.UpdatePod(t.Context(), p.ID, nil, &runtime.LinuxContainerResources{MemoryLimitInBytes: 200 * mib}))
+	n.must(UpdatePod(t.Context(), n.Registry, p.ID, nil, &runtime.LinuxContainerResources{MemoryLimitInBytes: 200 * mib}))
 	n.held(cgroup, map[string]string{"memory.max": "226492416"})
 	n.crash()
 	n.open()
@@ -78,7 +78,7 @@ func TestLimitsAreOfAllContainers(t *testing.T) {
 	n.must(n.StopContainer(t.Context(), two.ID, 0))
 	p, err = n.Pod(p.ID)
 	n.must(err)
-	p.relimit() // or the watch, which may be later than the end
+	p.limiter.relimit() // or the watch, which may be later than the end
 	n.held(cgroup, map[string]string{"cpu.max": "20000 100000", "memory.max": "150994944"})
 }
 
@@ -89,7 +89,7 @@ func TestUpdateContainer(t *testing.T) {
 	c, err := n.uses(p.ID, "c", r)
 	n.must(err)
 	update := func(change *runtime.LinuxContainerResources) error {
-		return n.UpdateContainer(t.Context(), c.ID, change)
+		return UpdateContainer(t.Context(), n.Registry, c.ID, change)
 	}
 
 	n.must(update(&runtime.LinuxContainerResources{OomScoreAdj: 500, CpuShares: 77})) // before its start
@@ -110,7 +110,7 @@ func TestUpdateContainer(t *testing.T) {
 	n.Cgroup(c.ID, "memory.current", "1000")
 	n.is(update(&runtime.LinuxContainerResources{MemoryLimitInBytes: 64 * mib}), errdefs.IsFailedPrecondition, "it uses 72216576 already")
 	n.is(update(&runtime.LinuxContainerResources{CpuQuota: -2}), errdefs.IsInvalidArgument, "cpu_quota -2")
-	n.is(n.UpdateContainer(t.Context(), "none", nil), errdefs.IsNotFound, "none")
+	n.is(UpdateContainer(t.Context(), n.Registry, "none", nil), errdefs.IsNotFound, "none")
 	n.Fail("rpc.ExecuteAsync", "no")
 	n.is(update(&runtime.LinuxContainerResources{MemoryLimitInBytes: 512 * mib}), func(err error) bool { return err != nil }, "limits inside")
 	n.held(cgroup, map[string]string{"memory.max": "268435456"})
@@ -144,7 +144,7 @@ func TestALimitThatIsTooLow(t *testing.T) {
 	n.must(n.RemoveContainer(t.Context(), gone.ID))
 	n.held(cgroup, map[string]string{"memory.max": "104857600"}) // still
 	n.must(os.WriteFile(stat, []byte("anon 50000000\nshmem 1\n"), 0o600))
-	p.relimit()
+	p.limiter.relimit()
 	n.held(cgroup, map[string]string{"memory.max": "73400320"})
 }
 

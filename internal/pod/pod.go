@@ -22,9 +22,9 @@ type Pod struct {
 	init *proc.Init // the root container; stands for the sandbox
 	// release is a token for whoever tears the pod down.
 	release chan struct{}
-	// saving is a token for whoever saves the pod, limiting for whoever sets the
-	// sandbox's limits.
-	saving, limiting chan struct{}
+	// saving is a token for whoever saves the pod.
+	saving  chan struct{}
+	limiter *limiter
 	// stopping says that the end of the sandbox is wanted.
 	stopping atomic.Bool
 	// ended is closed when the facts tell the end of the sandbox. It is nil for

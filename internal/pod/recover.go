@@ -148,7 +148,7 @@ func (r *Registry) recoverPod(ctx context.Context, p *Pod, containers loaded[con
 			log.WithField("container", id).WithError(err).Error("container not recovered")
 		}
 	}
-	p.relimit()
+	p.limiter.relimit()
 	f := p.Facts()
 	log.WithField("state", p.State()).Info("pod recovered")
 	if f.StoppedAt.IsZero() || f.Released {

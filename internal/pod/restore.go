@@ -171,7 +171,7 @@ func buildRestored(ctx context.Context, r *Registry, m *checkpoint.Manifest, req
 	if err != nil {
 		return "", errors.Join(err, discardAll(ctx, containers))
 	}
-	p.relimit()
+	p.limiter.relimit()
 	for _, c := range containers {
 		r.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_CREATED_EVENT, Pod: p, Container: c})
 	}

@@ -58,8 +58,12 @@ func (r *Registry) StartContainer(ctx context.Context, id string) error {
 		err = c.start(ctx)
 	}
 	if err != nil {
+		reason := reasonStartError
+		if oom := c.Pod.outOfMemory(false); oom != "" {
+			reason, err = reasonOOMKilled, fmt.Errorf("%s: %w", oom, err)
+		}
 		c.end(containerRecord{
-			FinishedAt: time.Now(), ExitCode: startErrorCode, Reason: reasonStartError, Message: err.Error(),
+			FinishedAt: time.Now(), ExitCode: startErrorCode, Reason: reason, Message: err.Error(),
 		})
 		return fmt.Errorf("start of container %s: %w", c.ID, err)
 	}
@@ -81,7 +85,7 @@ func (c *Container) start(ctx context.Context) error {
 
 // started notes and tells that the container runs.
 func (c *Container) started() {
-	if err := c.Pod.setOOMScore(); err != nil { // runsc goes by the scores that it was given
+	if err := c.Pod.limiter.setOOMScore(); err != nil { // runsc goes by the scores that it was given
 		logrus.WithField("container", c.ID).WithError(err).Warn("limits of the sandbox")
 	}
 	started := time.Now()
@@ -145,7 +149,7 @@ func (c *Container) end(how containerRecord) {
 	}
 	close(c.ended)
 	c.Pod.home.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STOPPED_EVENT, Pod: c.Pod, Container: c})
-	c.Pod.relimit()
+	c.Pod.limiter.relimit()
 }
 
 // watch waits for the end of the sandbox, asked for or not.

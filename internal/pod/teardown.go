@@ -232,7 +232,7 @@ func (c *Container) remove(ctx context.Context) error {
 		return fmt.Errorf("removal of container %s: %w", c.ID, err)
 	}
 	c.Pod.home.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_DELETED_EVENT, Pod: c.Pod, Container: c})
-	c.Pod.relimit() // it may have been one that never ran
+	c.Pod.limiter.relimit() // it may have been one that never ran
 	return nil
 }
 
