@@ -16,7 +16,7 @@ race   := CGO_ENABLED=1 go test -race
 gvisor := gvisor.dev/gvisor
 
 .NOTPARALLEL:
-.PHONY: help setup build run check test bench clean bin/runscd .cache/bin/registry
+.PHONY: help setup build run check test soak bench clean bin/runscd .cache/bin/registry
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
@@ -61,6 +61,9 @@ check: .cache/bin/staticcheck .cache/bin/checklocks ## check the form of the cod
 
 test: setup build check ## all tests, also with the real runsc, CNI plugins and a registry (root)
 	$(race) -count=1 -timeout=15m ./test/...
+
+soak: setup build ## live 1,000 lives of pods, and look what is left of them (root)
+	RUNSCD_TEST_LIVES=1000 $(race) -count=1 -v -timeout=60m -run=ManyLives ./internal/pod ./test/integration
 
 bench: setup build ## measure, print JSON (root)
 	go run ./test/bench
