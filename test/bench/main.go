@@ -103,12 +103,15 @@ type Report struct {
 	Attached map[string]LogReport `json:"log_with_attached_clients"`
 	Forward  ForwardReport        `json:"port_forward"`
 	Stats    StatsReport          `json:"stats"`
+	// Recovery is of few pods and of many.
+	Recovery [2]RecoveryReport `json:"recovery"`
 }
 
 func measure(ctx context.Context, node *node, n int) (*Report, error) {
 	r := &Report{Pods: n}
 	steps := []func(context.Context) error{
 		func(ctx context.Context) error { return node.warmUp(ctx) },
+		func(ctx context.Context) (err error) { r.Recovery[0], err = node.recovery(ctx, 0); return },
 		func(ctx context.Context) (err error) { r.Sequential, r.CycleCPU, err = node.cycles(ctx, n, 1); return },
 		func(ctx context.Context) (err error) { r.AtOnce, _, err = node.cycles(ctx, 2*n, 8); return },
 		func(ctx context.Context) error { return node.execs(ctx, 10*n, &r.Exec) },
@@ -118,6 +121,7 @@ func measure(ctx context.Context, node *node, n int) (*Report, error) {
 		func(ctx context.Context) error { return node.floor(ctx, n, r) },
 		func(ctx context.Context) error { return node.footprint(ctx, n, r) },
 		func(ctx context.Context) (err error) { r.Stats, err = node.stats(ctx); return },
+		func(ctx context.Context) (err error) { r.Recovery[1], err = node.recovery(ctx, 100); return },
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {

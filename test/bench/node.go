@@ -53,9 +53,7 @@ func startNode(ctx context.Context, bin string) (_ *node, err error) {
 	); err != nil {
 		return nil, err
 	}
-	n.daemon = exec.Command(filepath.Join(bin, "runscd"), "serve", "--config", n.path("runscd.toml"))
-	n.daemon.Stderr = os.Stderr
-	if err := n.daemon.Start(); err != nil {
+	if err := n.startDaemon(); err != nil {
 		return nil, err
 	}
 	n.conn, err = grpc.NewClient("unix://"+n.path("state/runscd.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -67,6 +65,13 @@ func startNode(ctx context.Context, bin string) (_ *node, err error) {
 		return nil, err
 	}
 	return n, n.pull(ctx)
+}
+
+// startDaemon starts the daemon and waits for nothing.
+func (n *node) startDaemon() error {
+	n.daemon = exec.Command(filepath.Join(filepath.Dir(n.runsc), "runscd"), "serve", "--config", n.path("runscd.toml"))
+	n.daemon.Stderr = os.Stderr
+	return n.daemon.Start()
 }
 
 func (n *node) path(name string) string { return filepath.Join(n.dir, name) }
