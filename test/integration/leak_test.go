@@ -165,7 +165,9 @@ func hierarchies() []string {
 	}
 	var found []string
 	for _, name := range names(root) {
-		found = append(found, filepath.Join(root, name))
+		if _, err := os.Stat(filepath.Join(root, name, "cgroup.procs")); err == nil { // not a place that is only meant for one
+			found = append(found, filepath.Join(root, name))
+		}
 	}
 	return found
 }
