@@ -1,13 +1,18 @@
 package integration
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -19,15 +24,22 @@ import (
 // and starts it again. The kubelet repeats the call that was cut off and goes on;
 // in the end nothing is left of it all.
 func TestKilledAtEveryStep(t *testing.T) {
-	for name, life := range map[string]func(*kubelet){"pod": (*kubelet).podLife, "image": (*kubelet).imageLife} {
+	for name, life := range map[string]struct {
+		live     func(*kubelet)
+		settings string
+	}{
+		"pod": {(*kubelet).podLife, ""},
+		// The handler's check, which fails then, is most of the daemon's start.
+		"image": {(*kubelet).imageLife, noNetwork + "runtime = {path = '/bin/true'}\n"},
+	} {
 		t.Run(name, func(t *testing.T) {
 			var next, survived atomic.Int32
 			begin := time.Now()
 			t.Run("daemons", func(t *testing.T) {
 				for range 2 {
 					t.Run("", func(t *testing.T) {
-						k := newKubelet(t)
-						for k.live(life, int(next.Add(1))) {
+						k := newKubelet(t, life.settings)
+						for k.live(life.live, int(next.Add(1))) {
 							survived.Add(1)
 						}
 					})
@@ -48,8 +60,8 @@ type kubelet struct {
 	blobs int      // what images have in the content store
 }
 
-func newKubelet(t *testing.T) *kubelet {
-	d := newDaemon(t, "")
+func newKubelet(t *testing.T, settings string) *kubelet {
+	d := newDaemon(t, settings)
 	d.addNetwork(t)
 	check(t, os.MkdirAll(d.path("logs"), 0o755))
 	return &kubelet{daemon: d, t: t, blobs: d.blobs()}
@@ -196,4 +208,83 @@ func (k *kubelet) imageLife() {
 // blobs counts what the content store has, downloads included.
 func (d *daemon) blobs() int {
 	return len(names(d.path("l/images/content/blobs/sha256"))) + len(names(d.path("l/images/content/ingest")))
+}
+
+// TestKilledWhileRecovering kills the daemon at an early step of its start, then at a
+// later one, and so on until it comes to the end: what it has to undo it undoes bit by
+// bit.
+func TestKilledWhileRecovering(t *testing.T) {
+	k := newKubelet(t, "")
+	well := k.runPod(t).run(t, forever)
+	dead, stray, half := k.runPod(t), k.runPod(t), k.runPod(t)
+	for _, p := range []*pod{dead, stray, half} {
+		p.run(t, forever)
+		p.create(t, forever)
+	}
+	k.daemon.stop(t, unix.SIGKILL)
+	dead.killSandbox(t)
+	check(t, os.Remove(stray.recordPath()))
+	record, err := os.ReadFile(half.recordPath())
+	check(t, err)
+	check(t, os.WriteFile(half.recordPath(), bytes.Replace(record, []byte(`"created_at"`), []byte(`"made_at"`), 1), 0o600))
+
+	starts := 0
+	for k.diesAtStart(1 + 3*starts) {
+		starts++
+	}
+	t.Logf("the daemon was killed %d times while it recovered", starts)
+	k.start(t)
+	well.says(t, "echo fine", "fine\n")
+	pods, err := k.pods.ListPodSandbox(ctx(t), nil)
+	check(t, err)
+	if len(pods) != 2 || dead.status(t).State != runtime.PodSandboxState_SANDBOX_NOTREADY {
+		t.Errorf("pods: %v", pods)
+	}
+	if got := k.addresses(); len(got) != 2 {
+		t.Errorf("leases: %q", got)
+	}
+}
+
+func (p *pod) recordPath() string { return p.path("l/pods/" + p.id + ".json") }
+
+// diesAtStart starts the daemon, kills it at the n-th step, and tells whether it had
+// so many before it served.
+func (k *kubelet) diesAtStart(n int) bool {
+	t := k.t
+	cmd := exec.Command("/bin/sh", "-c", `kill -STOP $$; exec "$0" "$@"`, runscd, "serve", "--config", k.path("conf.toml"))
+	cmd.Env = append(os.Environ(), noSleep)
+	check(t, cmd.Start())
+	eventually(t, "the process stops", func() error {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid))
+		if err == nil && !strings.Contains(string(stat), ") T ") {
+			err = errors.New(string(stat))
+		}
+		return err
+	})
+	_ = os.Remove(k.path("s/runscd.sock"))
+	k.cmd, k.exited = cmd, make(chan struct{})
+	trace := k.daemon.trace(t, n)
+	go func(exited chan struct{}) {
+		_ = cmd.Wait()
+		close(exited)
+	}(k.exited)
+	died := true
+	eventually(t, "the daemon dies or serves", func() error {
+		select {
+		case <-k.exited:
+			return nil
+		default:
+		}
+		_, err := os.Stat(k.path("s/runscd.sock"))
+		died = err != nil
+		return err
+	})
+	if !died {
+		trace.end(t, true)
+		check(t, cmd.Process.Kill())
+		<-k.exited
+		return false
+	}
+	trace.end(t, false)
+	return true
 }
