@@ -86,6 +86,9 @@ func (s *Store) sweep(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := s.dropDamagedImages(ctx); err != nil {
+		return err
+	}
 	if err := s.markDirty(ctx); err != nil {
 		return err
 	}

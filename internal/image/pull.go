@@ -140,6 +140,13 @@ func (p *pull) runAlone(ctx context.Context) (*Image, error) {
 		return nil, err
 	}
 	f, err := p.fetch(leases.WithLease(ctx, lease.ID))
+	if err != nil {
+		if again, drop := p.dropDamaged(ctx, lease); drop != nil {
+			err = errors.Join(err, drop)
+		} else if again {
+			f, err = p.fetch(leases.WithLease(ctx, lease.ID))
+		}
+	}
 	if err == nil {
 		err = p.record(ctx, p.name, f)
 	}

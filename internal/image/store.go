@@ -36,8 +36,6 @@ import (
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/errdefs"
-	bolt "go.etcd.io/bbolt"
-	berrors "go.etcd.io/bbolt/errors"
 )
 
 const (
@@ -84,6 +82,7 @@ type Store struct {
 	images    images.Store
 	leases    leases.Manager
 	backend   snapshots.Snapshotter // beneath snapshots, to close it
+	blobs     content.Store         // beneath content, to look at the files
 
 	locks keyLocks      // blobs and layers being fetched, references being pulled
 	dirty chan struct{} // asks the collector to run; capacity 1
@@ -146,17 +145,18 @@ func (s *Store) open() error {
 		return err
 	}
 	// The database comes first: its lock guards all that follows.
-	db, err := bolt.Open(filepath.Join(root, "meta.db"), 0o600, &bolt.Options{Timeout: lockWait})
-	if errors.Is(err, berrors.ErrTimeout) {
-		return fmt.Errorf("in use by another process: %w", errdefs.ErrFailedPrecondition)
-	}
+	db, err := openDatabase(filepath.Join(root, "meta.db"), root)
 	if err != nil {
 		return err
+	}
+	if err := checkSnapshots(root); err != nil {
+		return errors.Join(err, db.Close())
 	}
 	blobs, err := local.NewStore(filepath.Join(root, "content"))
 	if err != nil {
 		return errors.Join(err, db.Close())
 	}
+	s.blobs = blobs
 	// Removal is asynchronous so that the directories are deleted by the
 	// collector, outside of every transaction.
 	s.backend, err = overlay.NewSnapshotter(filepath.Join(root, "snapshots"), overlay.AsynchronousRemove, overlay.WithRemapIDs)
