@@ -287,8 +287,22 @@ func (r *Runtime) run(ctx context.Context, command, bundle string, f func(*runc.
 			cause, _, _ = strings.Cut(cause, ":\ngoroutine ") // of a state that cannot be loaded
 			return classify(cause)
 		}
+		if full := room(bundle); full != nil {
+			return fmt.Errorf("%w; it could not log why: %w", err, full)
+		}
 	}
 	return classify(err.Error())
+}
+
+// room returns why a directory does not take what runsc writes there, nil if it does.
+func room(dir string) error {
+	f, err := os.CreateTemp(dir, "room")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(make([]byte, 1<<16))
+	return errors.Join(err, f.Close())
 }
 
 // command is a call of the binary whose output is wanted, and what to call

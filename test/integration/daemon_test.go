@@ -49,6 +49,7 @@ type daemon struct {
 	image string   // the id of busybox
 	held  []string // what the daemon had open when it was idle
 	layer int      // how many snapshots the images have
+	disk  string   // a mount of the test's own among the daemon's; see onDisk
 }
 
 var subnets atomic.Int32

@@ -35,7 +35,7 @@ func (d *daemon) leftovers(t *testing.T) error {
 	}
 	left("processes", d.processes()...)
 	left("mounts", slices.DeleteFunc(d.mounts(), func(path string) bool {
-		return path == d.path("s/null-netns") // runsc keeps it for the next sandbox
+		return path == d.disk || path == d.path("s/null-netns") // runsc keeps that for the next sandbox
 	})...)
 	left("cgroups", cgroupsBelow(d.cgroup)...)
 	left("open files", more(d.open(t), d.held)...)
