@@ -144,8 +144,9 @@ func (c *Container) end(how containerRecord) {
 		}
 	})
 	if err != nil {
-		// The sentry tells the same again after a restart.
+		// The sentry tells the same again after a restart, but not for ever.
 		logrus.WithField("container", c.ID).WithError(err).Error("container record")
+		go c.saveLater(c.Pod.home.copying)
 	}
 	close(c.ended)
 	c.Pod.home.events.publish(Event{Type: runtime.ContainerEventType_CONTAINER_STOPPED_EVENT, Pod: c.Pod, Container: c})

@@ -323,6 +323,23 @@ func TestRemovalDoesNotWaitForTheNetwork(t *testing.T) {
 	n.nothing()
 }
 
+// An exit code that could not be saved is saved when there is a disk again.
+func TestAnExitIsSavedLater(t *testing.T) {
+	n := newNode(t)
+	id := n.runPod("p")
+	c := n.create(id, "c", "exit", "7")
+	records := filepath.Join(n.root, "containers")
+	n.must(os.Rename(records, records+".gone"))
+	n.must(n.StartContainer(t.Context(), c.ID))
+	n.ended(c, 7, "Error")
+	n.must(os.Rename(records+".gone", records))
+	for saved := []byte(nil); !strings.Contains(string(saved), `"exit_code":7`); time.Sleep(time.Millisecond) {
+		saved, _ = os.ReadFile(filepath.Join(records, c.ID+".json"))
+	}
+	n.must(n.RemovePod(t.Context(), id))
+	n.nothing()
+}
+
 // A start that waits while the container is removed does not start it.
 func TestStartOfARemovedContainer(t *testing.T) {
 	n := newNode(t)

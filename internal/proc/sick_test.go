@@ -2,6 +2,7 @@ package proc
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -65,4 +66,12 @@ func TestRecoverHalfAStartInAHungSandbox(t *testing.T) {
 	n.inState(running, Running)
 	n.must(root.Delete(t.Context()))
 	n.ended(running, 137, false)
+}
+
+// A bundle that was cut short does not keep its pod from being undone.
+func TestDeleteWithHalfABundle(t *testing.T) {
+	n := newNode(t)
+	sandbox := n.add("a", nil)
+	n.must(os.WriteFile(filepath.Join(sandbox.Bundle, "config.json"), []byte(`{"linux":{"cgro`), 0o600))
+	n.must(sandbox.Delete(t.Context()))
 }
