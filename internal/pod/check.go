@@ -14,8 +14,9 @@ import (
 	"github.com/runscd/runscd/internal/runsc"
 )
 
-// checkTimeout bounds the check of a handler, which takes some 200 ms.
-const checkTimeout = 30 * time.Second
+// checkTimeout bounds the check of a handler, which takes some 200 ms: what hangs
+// must not keep the pods of others from being served.
+const checkTimeout = 20 * time.Second
 
 // Check tries each handler with a sandbox that is thrown away: does the binary
 // run, does the platform work here, does the control socket speak what we
@@ -29,7 +30,7 @@ func (r *Registry) Check(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
 		h.noUserNS = nil
 		version, err := r.checkHandler(ctx, h)
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			h.noUserNS = err
 			version, err = r.checkHandler(ctx, h)
 		}

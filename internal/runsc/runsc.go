@@ -99,6 +99,9 @@ func (r *Runtime) Version(ctx context.Context) (string, error) {
 	cmd, done := r.command(ctx, "--version")
 	defer done()
 	out, err := cmd.Output()
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		said, _, _ := strings.Cut(string(exit.Stderr), "\n") // a flag that it does not know, perhaps

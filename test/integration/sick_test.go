@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -284,6 +285,38 @@ func TestSickRunsc(t *testing.T) {
 				check(t, unfound(d.pods.ContainerStatus(ctx(t), c.id, false)))
 			})
 		}
+	}
+}
+
+// TestHangingRunscAtStart has the runsc of a handler hang when the daemon starts:
+// that refuses the handler's pods and serves the others.
+func TestHangingRunscAtStart(t *testing.T) {
+	for _, subcommand := range []string{"--version", "create", "delete"} {
+		t.Run(subcommand, func(t *testing.T) {
+			runsc := newSickRunsc(t)
+			d := newDaemon(t, runsc.settings())
+			well := d.runPod(t).run(t, forever)
+			d.stop(t, unix.SIGKILL)
+			end := runsc.fault(t, "hang", subcommand)
+			begin := time.Now()
+			d.start(t)
+			t.Logf("the daemon was ready after %v", time.Since(begin).Round(time.Millisecond))
+			well.says(t, "echo fine", "fine\n")
+			_, err := d.pods.RunPodSandbox(ctx(t), d.podConfig(), "sick")
+			if subcommand != "delete" && (err == nil || !strings.Contains(err.Error(), "deadline exceeded")) {
+				t.Errorf("pod of the handler that hangs: %v", err)
+			}
+			end()
+			eventually(t, "nothing hangs any more", func() error {
+				for _, line := range d.processes() {
+					if pid := 0; strings.Contains(line, "sleep 3600") {
+						_, _ = fmt.Sscan(line, &pid)
+						return errors.Join(errors.New(line), kill(pid))
+					}
+				}
+				return nil
+			})
+		})
 	}
 }
 
