@@ -37,13 +37,13 @@ func (p *Init) Save(ctx context.Context, dir string, o runsc.CheckpointOptions, 
 	patient, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveTimeout)
 	defer cancel()
 	begin := time.Now()
+	if err := p.control.Pause(patient); err != nil {
+		return 0, errors.Join(err, p.RecoverSave(context.WithoutCancel(ctx)))
+	}
 	defer func() {
 		err = errors.Join(err, p.resume(ctx))
 		paused = time.Since(begin)
 	}()
-	if err := p.control.Pause(patient); err != nil {
-		return 0, err
-	}
 	if err := settle(ctx); err != nil {
 		return 0, err
 	}
@@ -77,9 +77,14 @@ func (p *Init) Alive(ctx context.Context) error {
 }
 
 // RecoverSave lets a sandbox go on that was paused by a Save which was cut off by the
-// end of the daemon.
+// end of the daemon, or did not hear that it is paused.
 func (p *Init) RecoverSave(ctx context.Context) error {
-	paused, err := p.control.Paused(ctx)
+	limited, cancel := context.WithTimeout(ctx, resumeTimeout)
+	defer cancel()
+	paused, err := p.control.Paused(limited)
+	if errdefs.IsUnavailable(err) {
+		return nil // gone
+	}
 	if err != nil || !paused {
 		return err
 	}

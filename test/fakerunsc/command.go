@@ -49,7 +49,7 @@ func (c *cli) run(args []string) error {
 	flags.StringVar(&c.log, "log", "", "")
 	flags.StringVar(&c.panicLog, "panic-log", "", "")
 	version := flags.Bool("version", false, "")
-	for _, name := range []string{"log-format", "network", "platform", "overlay2", "in-sandbox-cgroup", "control-rpc-stop-timeout", "shared-root"} {
+	for _, name := range []string{"log-format", "network", "platform", "overlay2", "in-sandbox-cgroup", "control-rpc-stop-timeout", "shared-root", "restore-spec-validation"} {
 		flags.String(name, "", "")
 	}
 	for _, name := range []string{"net-raw", "oci-seccomp"} {
@@ -76,6 +76,8 @@ func (c *cli) run(args []string) error {
 		return c.create()
 	case "start":
 		return c.start()
+	case "restore":
+		return c.restoreCommand()
 	case "delete":
 		return c.delete()
 	case "state":
@@ -148,8 +150,8 @@ func (c *cli) report(text string) {
 
 // createArgs are the flags of create and run.
 type createArgs struct {
-	bundle, pidFile, console, id string
-	detach                       bool
+	bundle, pidFile, console, image, id string
+	detach                              bool
 }
 
 func (c *cli) createArgs() (createArgs, error) {
@@ -158,6 +160,7 @@ func (c *cli) createArgs() (createArgs, error) {
 	flags.StringVar(&a.bundle, "bundle", "", "")
 	flags.StringVar(&a.pidFile, "pid-file", "", "")
 	flags.StringVar(&a.console, "console-socket", "", "")
+	flags.StringVar(&a.image, "image-path", "", "")
 	flags.BoolVar(&a.detach, "detach", false, "")
 	if err := flags.Parse(c.args); err != nil {
 		return a, err

@@ -47,10 +47,16 @@ type sandbox struct {
 	// started is nil for the first process of a container that is only created.
 	started map[key]*process
 	all     map[*process]bool // that run
+	pauses  int
+	// frozen are the containers that wait for the rest of missing to be restored.
+	frozen  []*process
+	missing int
+
+	restored chan struct{} // closed when all run
 }
 
 func sandboxMain(args []string) int {
-	s := &sandbox{dir: args[0], id: args[2], started: map[key]*process{}, all: map[*process]bool{}}
+	s := &sandbox{dir: args[0], id: args[2], started: map[key]*process{}, all: map[*process]bool{}, restored: make(chan struct{})}
 	s.started[key{s.id, 0}] = nil
 	l, err := net.FileListener(os.NewFile(3, "listener"))
 	if err != nil {
@@ -119,6 +125,9 @@ func (s *sandbox) serve(conn *net.UnixConn) {
 
 // do makes one call.
 func (s *sandbox) do(method string, arg json.RawMessage, files []*os.File) (any, error) {
+	if result, known, err := s.doCheckpoint(method, arg, files); known {
+		return result, err
+	}
 	switch method {
 	case "Wait", "ContainerRuntimeState", "StartRoot", "CreateSubcontainer", "DestroySubcontainer", "Processes":
 		var cid string
@@ -167,6 +176,12 @@ func (s *sandbox) do(method string, arg json.RawMessage, files []*os.File) (any,
 func (s *sandbox) doContainer(method, cid string) (any, error) {
 	switch method {
 	case "Wait":
+		s.mu.Lock()
+		restoring := s.missing > 0
+		s.mu.Unlock()
+		if restoring {
+			<-s.restored
+		}
 		p, err := s.first(cid)
 		if err != nil {
 			return nil, err
