@@ -89,7 +89,7 @@ func (o *Observer) rpc(method, code string, took time.Duration) {
 
 // commandPhases are the phases that are one runsc command each.
 var commandPhases = map[string]string{
-	"create": "sandbox_create", "start": "sandbox_start", "run": "container_start", "delete": "delete",
+	"create": "sandbox_create", "start": "sandbox_start", "run": "container_start", "restore": "restore", "delete": "delete",
 }
 
 // Command counts and traces a runsc command.
