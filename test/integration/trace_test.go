@@ -176,7 +176,7 @@ func (d *daemon) trace(t *testing.T, n int) *tracer {
 	check(t, err)
 	defer ready.Close()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), stage+"=trace", fmt.Sprintf("%s=%d %d", traced, d.cmd.Process.Pid, n), noSleep)
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %d", traced, d.cmd.Process.Pid, n), noSleep)
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, os.Stderr, []*os.File{ours}
 	check(t, errors.Join(cmd.Start(), ours.Close()))
 	if word, err := io.ReadAll(ready); string(word) != "ready" {
