@@ -16,10 +16,10 @@ race   := CGO_ENABLED=1 go test -race
 gvisor := gvisor.dev/gvisor
 
 .NOTPARALLEL:
-.PHONY: help setup build run check test soak bench clean bin/runscd .cache/bin/registry
+.PHONY: help setup build run check test soak e2e deb bench clean bin/runscd .cache/bin/registry
 
 help:
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' Makefile
 
 setup: ## install the Debian packages that are missing (root)
 	@[ "$$(id -u)" = 0 ] || { echo "root is needed: pods are made of mounts, namespaces and networks" >&2; exit 1; }
@@ -64,6 +64,18 @@ test: setup build check ## all tests, also with the real runsc, CNI plugins and 
 
 soak: setup build ## live 1,000 lives of pods, and look what is left of them (root)
 	RUNSCD_TEST_LIVES=1000 $(race) -count=1 -v -timeout=60m -run=ManyLives ./internal/pod ./test/integration
+
+e2e: setup build $(addprefix .cache/kubernetes/,etcd kube-apiserver kubectl kubelet) ## run pods on a real kubelet; the first time builds it (root)
+	cd test/e2e && RUNSCD_KUBERNETES=$(CURDIR)/.cache/kubernetes go test -count=1 -timeout=20m -parallel=6
+
+.cache/kubernetes/etcd: package := go.etcd.io/etcd/server/v3
+.cache/kubernetes/kube%: package = k8s.io/kubernetes/cmd/$(@F)
+.cache/kubernetes/%: build/kubernetes/go.mod build/kubernetes/go.sum
+	cd build/kubernetes && version=$$(go list -m -f '{{.Version}}' k8s.io/kubernetes) && \
+	$(static) -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$version" -o $(CURDIR)/$@ $(package)
+
+deb: build ## build bin/runscd.deb
+	deploy/debian/build.sh bin '$(strip $(version))' bin/runscd.deb
 
 bench: setup build ## measure, print JSON (root)
 	go run ./test/bench
