@@ -130,6 +130,10 @@ func (c *Control) Exec(ctx context.Context, id string, p *specs.Process, stdio S
 	return pid, err
 }
 
+// maxAnswer bounds what a sandbox that was taken over can make the daemon hold.
+// The list of a pod's processes is the longest answer, of about 300 bytes each.
+const maxAnswer = 16 << 20
+
 // call makes one call on a connection of its own and decodes the answer into
 // result unless that is nil. A method is the container manager's unless it names
 // another object of the sentry's.
@@ -155,7 +159,11 @@ func (c *Control) call(ctx context.Context, method string, arg any, files []*os.
 	}{Result: result}
 	err = send(conn, map[string]any{"method": method, "arg": arg}, files)
 	if err == nil {
-		err = json.NewDecoder(conn).Decode(&answer)
+		from := &io.LimitedReader{R: conn, N: maxAnswer}
+		err = json.NewDecoder(from).Decode(&answer)
+		if err != nil && from.N == 0 {
+			return fmt.Errorf("%s in sandbox %s: answer of more than %d bytes", method, c.sandbox, maxAnswer)
+		}
 	}
 	switch {
 	case err == nil && answer.Success:

@@ -259,6 +259,10 @@ func TestAnswersThatAreNone(t *testing.T) {
 	if _, err := c.State(t.Context(), id("a")); err == nil || errdefs.IsUnavailable(err) {
 		t.Errorf("garbage: %v", err)
 	}
+	n.Fault(op, fakerunsc.Flood)
+	if _, err := c.State(t.Context(), id("a")); err == nil || !strings.Contains(err.Error(), "answer of more than") {
+		t.Errorf("an answer without end: %v", err)
+	}
 	n.Fault(op, fakerunsc.Hang)
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {

@@ -130,6 +130,8 @@ const (
 	Cut = "cut"
 	// Garbage answers what is not JSON.
 	Garbage = "garbage"
+	// Flood answers without end.
+	Flood = "flood"
 )
 
 // Fail lets the operation fail with an error text, of which each line is an

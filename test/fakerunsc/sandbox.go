@@ -1,6 +1,7 @@
 package fakerunsc
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -98,6 +99,11 @@ func (s *sandbox) serve(conn *net.UnixConn) {
 		return
 	case Garbage:
 		fmt.Fprint(conn, "<html>")
+		return
+	case Flood:
+		for err := error(nil); err == nil; {
+			_, err = conn.Write(bytes.Repeat([]byte{32}, 64<<10))
+		}
 		return
 	}
 	var result any
