@@ -131,7 +131,7 @@ func (c *Control) Exec(ctx context.Context, id string, p *specs.Process, stdio S
 }
 
 // maxAnswer bounds what a sandbox that was taken over can make the daemon hold.
-// The list of a pod's processes is the longest answer, of about 300 bytes each.
+// The longest answer that is right is the list of a pod's processes.
 const maxAnswer = 16 << 20
 
 // call makes one call on a connection of its own and decodes the answer into

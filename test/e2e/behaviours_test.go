@@ -77,5 +77,6 @@ var node = []behaviour{
 	{"the kubelet is killed and started again", kubeletRestart},
 	{"runscd is killed and started again, and a pod ends meanwhile", runscdRestart},
 	{"runscd is stopped and started again", runscdStop},
+	{"the commands of README and docs/operations.md", documented},
 	{"deletion leaves nothing", nothingLeft},
 }
