@@ -83,19 +83,9 @@ func serve(ctx context.Context, c *config.Config) error {
 		return err
 	}
 	defer d.close()
-	if err := clearTempMounts(filepath.Join(c.State, "mounts")); err != nil {
-		return err
-	}
-	images, err := image.Open(ctx, image.Options{
-		Root:            filepath.Join(c.Root, "images"),
-		CertsDir:        c.Image.CertsDir,
-		Pinned:          c.Image.Pinned,
-		ProgressTimeout: time.Duration(c.Image.ProgressTimeout),
-		Downloads:       c.Image.ParallelDownloads,
-		OnReceive:       d.Received,
-	})
+	images, err := openImages(ctx, c, d.Observer)
 	if err != nil {
-		return fmt.Errorf("image store: %w", err)
+		return err
 	}
 	defer images.Close()
 	pods, err := openPods(ctx, c, d.Observer, pod.Options{Images: d.Images(images), Monitor: reaper, Unit: unit})
@@ -127,6 +117,25 @@ func serve(ctx context.Context, c *config.Config) error {
 		return err
 	}))
 	return listen(ctx, server, socket, unit)
+}
+
+// openImages opens the image store.
+func openImages(ctx context.Context, c *config.Config, o *observe.Observer) (*image.Store, error) {
+	if err := clearTempMounts(filepath.Join(c.State, "mounts")); err != nil {
+		return nil, err
+	}
+	images, err := image.Open(ctx, image.Options{
+		Root:            filepath.Join(c.Root, "images"),
+		CertsDir:        c.Image.CertsDir,
+		Pinned:          c.Image.Pinned,
+		ProgressTimeout: time.Duration(c.Image.ProgressTimeout),
+		Downloads:       c.Image.ParallelDownloads,
+		OnReceive:       o.Received,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	return images, nil
 }
 
 // clearTempMounts makes the directory where layers are mounted for a moment with
