@@ -121,6 +121,9 @@ func (c *Container) watch() {
 	defer cancel()
 	if err := c.output.drain(ctx); err != nil {
 		logrus.WithField("container", c.ID).WithError(err).Error("last output of the container")
+		if errdefs.IsUnavailable(err) {
+			return // the next daemon learns the end again, behind the rest of the output
+		}
 	}
 	c.kept().end()
 	facts := containerRecord{FinishedAt: exit.At, ExitCode: exit.Status, Reason: reasonError}

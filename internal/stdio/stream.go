@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 )
@@ -40,6 +41,8 @@ type Stream struct {
 	exited atomic.Bool
 	done   chan struct{}
 	taps   taps
+
+	left bool // the stream ended with ctx, for the next daemon to go on; read after done
 
 	// Of the stream's goroutine only.
 	buf  *buffer // nil while nothing is held
@@ -77,12 +80,16 @@ func (s *Stream) Done() <-chan struct{} { return s.done }
 // Drain is for a container that has exited: it logs what is in the pipe at this
 // time, which is all that the container wrote, and ends the stream. It does not
 // wait for processes which the container left behind and that may write for
-// ever. If ctx ends first, so does the stream, and the rest is lost.
+// ever. If ctx ends first, so does the stream, and the rest is lost. If the stream's
+// own context ends, the error is ErrUnavailable: the rest is the next daemon's.
 func (s *Stream) Drain(ctx context.Context) error {
 	s.exited.Store(true)
 	s.wake()
 	select {
 	case <-s.done:
+		if s.left {
+			return fmt.Errorf("rest of %s is left to the next daemon: %w", s.name, errdefs.ErrUnavailable)
+		}
 		return nil
 	case <-ctx.Done():
 		s.cancel()
@@ -127,19 +134,23 @@ func (s *Stream) run(ctx context.Context) {
 	if err == nil {
 		err = s.follow(ctx)
 	}
-	if err == nil && s.exited.Load() {
-		// No next daemon reads the rest, so it may take a while when ctx has ended.
+	switch {
+	case err == nil && s.exited.Load():
+		// There is little, so it may take a while when ctx has ended.
 		late, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		defer cancel()
 		defer context.AfterFunc(ctx, func() { time.AfterFunc(retryAfter, cancel) })()
 		if err = s.drain(late); err == nil {
 			err = s.flush(late)
 		}
-	} else if err == nil && ctx.Err() == nil { // the end
+		s.left = err != nil && ctx.Err() != nil
+	case ctx.Err() != nil:
+		s.left = true
+	case err == nil: // the end
 		err = s.flush(ctx)
 	}
-	if ctx.Err() != nil {
-		return // what is held is the next daemon's
+	if s.left {
+		return
 	}
 	s.release()
 	if err != nil {
