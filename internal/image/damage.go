@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
@@ -91,50 +92,49 @@ func checkSnapshots(dir string) error {
 	return db.Close()
 }
 
+// blobs are the blobs of a store: their files, and what the database knows of them.
+type blobs struct{ files, known content.Store }
+
 // dropDamagedImages takes the names from images that are not whole, so that they
 // are pulled again. Of layers, which were unpacked and synced, the length is looked
 // at, of all else the content.
-func (s *Store) dropDamagedImages(ctx context.Context) error {
-	records, err := s.images.List(ctx)
+func dropDamagedImages(ctx context.Context, records images.Store, b blobs) error {
+	list, err := records.List(ctx)
 	if err != nil {
 		return err
 	}
-	for _, r := range records {
-		err := images.Walk(ctx, images.Handlers(images.HandlerFunc(s.checkBlob), s.children()), r.Target)
+	children := onePlatform(images.ChildrenHandler(b.known), platforms.Default())
+	for _, r := range list {
+		err := images.Walk(ctx, images.Handlers(images.HandlerFunc(b.check), children), r.Target)
 		if err == nil {
 			continue
 		}
 		logrus.WithField("image", r.Name).WithError(err).Error("image is damaged and has to be pulled again")
-		if err := s.images.Delete(ctx, r.Name); err != nil {
+		if err := records.Delete(ctx, r.Name); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// children leads to the blobs that an image has here.
-func (s *Store) children() images.HandlerFunc {
-	return onePlatform(images.ChildrenHandler(s.content), platforms.Default())
-}
-
-// checkBlob removes a blob that is damaged, and returns why it is.
-func (s *Store) checkBlob(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-	info, err := s.blobs.Info(ctx, desc.Digest)
+// check removes a blob that is damaged, and returns why it is.
+func (b blobs) check(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+	info, err := b.files.Info(ctx, desc.Digest)
 	if err == nil && info.Size != desc.Size {
 		err = fmt.Errorf("%d bytes, not %d: %w", info.Size, desc.Size, errdefs.ErrDataLoss)
 	}
 	if err == nil && !images.IsLayerType(desc.MediaType) {
-		err = s.verify(ctx, desc.Digest)
+		err = b.verify(ctx, desc.Digest)
 	}
 	if err == nil {
 		return nil, nil
 	}
-	return nil, errors.Join(fmt.Errorf("blob %s: %w", desc.Digest, err), s.dropBlob(ctx, desc.Digest))
+	return nil, errors.Join(fmt.Errorf("blob %s: %w", desc.Digest, err), b.drop(ctx, desc.Digest))
 }
 
 // verify reads a blob and compares it with its digest.
-func (s *Store) verify(ctx context.Context, d digest.Digest) error {
-	r, err := s.blobs.ReaderAt(ctx, ocispec.Descriptor{Digest: d})
+func (b blobs) verify(ctx context.Context, d digest.Digest) error {
+	r, err := b.files.ReaderAt(ctx, ocispec.Descriptor{Digest: d})
 	if err != nil {
 		return err
 	}
@@ -149,12 +149,12 @@ func (s *Store) verify(ctx context.Context, d digest.Digest) error {
 	return nil
 }
 
-// dropBlob removes a blob, so that it is fetched again.
-func (s *Store) dropBlob(ctx context.Context, d digest.Digest) error {
+// drop removes a blob, so that it is fetched again.
+func (b blobs) drop(ctx context.Context, d digest.Digest) error {
 	// The file first: what the database does not know, but the directory has, it
 	// would take for fetched.
-	for _, err := range []error{s.blobs.Delete(ctx, d), s.content.Delete(ctx, d)} {
-		if err != nil && !errdefs.IsNotFound(err) {
+	for _, from := range []content.Store{b.files, b.known} {
+		if err := from.Delete(ctx, d); err != nil && !errdefs.IsNotFound(err) {
 			return fmt.Errorf("damaged blob %s: %w", d, err)
 		}
 	}
@@ -177,9 +177,9 @@ func (p *pull) dropDamaged(ctx context.Context, lease leases.Lease) (bool, error
 		if r.Type != "content" || err != nil {
 			continue
 		}
-		if err := p.verify(ctx, d); err != nil {
+		if err := p.blobs.verify(ctx, d); err != nil {
 			logrus.WithField("image", p.name).WithError(err).Warn("blob is damaged and is fetched again")
-			if err := p.dropBlob(ctx, d); err != nil {
+			if err := p.blobs.drop(ctx, d); err != nil {
 				return false, err
 			}
 			dropped = true

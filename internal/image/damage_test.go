@@ -49,10 +49,7 @@ func (s *Store) whole(t *testing.T, ref string, src v1.Image) {
 	if want := must(src.ConfigName())(t).String(); img.ID != want {
 		t.Errorf("id %s, want %s", img.ID, want)
 	}
-	ctx := inNamespace(t.Context())
-	if err := s.dropDamagedImages(ctx); err != nil {
-		t.Error(err)
-	}
+	check(t, dropDamagedImages(inNamespace(t.Context()), s.images, s.blobs))
 	must(s.Get(t.Context(), ref))(t)
 	for i := range must(src.Layers())(t) {
 		blob := layer(t, src, i).String()

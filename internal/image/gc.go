@@ -86,7 +86,7 @@ func (s *Store) sweep(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := s.dropDamagedImages(ctx); err != nil {
+	if err := dropDamagedImages(ctx, s.images, s.blobs); err != nil {
 		return err
 	}
 	if err := s.markDirty(ctx); err != nil {

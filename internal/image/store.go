@@ -82,7 +82,7 @@ type Store struct {
 	images    images.Store
 	leases    leases.Manager
 	backend   snapshots.Snapshotter // beneath snapshots, to close it
-	blobs     content.Store         // beneath content, to look at the files
+	blobs     blobs
 
 	locks keyLocks      // blobs and layers being fetched, references being pulled
 	dirty chan struct{} // asks the collector to run; capacity 1
@@ -152,19 +152,19 @@ func (s *Store) open() error {
 	if err := checkSnapshots(root); err != nil {
 		return errors.Join(err, db.Close())
 	}
-	blobs, err := local.NewStore(filepath.Join(root, "content"))
+	files, err := local.NewStore(filepath.Join(root, "content"))
 	if err != nil {
 		return errors.Join(err, db.Close())
 	}
-	s.blobs = blobs
 	// Removal is asynchronous so that the directories are deleted by the
 	// collector, outside of every transaction.
 	s.backend, err = overlay.NewSnapshotter(filepath.Join(root, "snapshots"), overlay.AsynchronousRemove, overlay.WithRemapIDs)
 	if err != nil {
 		return errors.Join(err, db.Close())
 	}
-	s.db = metadata.NewDB(db, blobs, map[string]snapshots.Snapshotter{snapshotter: s.backend})
+	s.db = metadata.NewDB(db, files, map[string]snapshots.Snapshotter{snapshotter: s.backend})
 	s.content = s.db.ContentStore()
+	s.blobs = blobs{files: files, known: s.content}
 	s.snapshots = s.db.Snapshotter(snapshotter)
 	s.images = metadata.NewImageStore(s.db)
 	s.leases = metadata.NewLeaseManager(s.db)
