@@ -163,7 +163,7 @@ func openPods(ctx context.Context, c *config.Config, o *observe.Observer, option
 		logrus.WithField("lowest", lowest).Warn("oom_score_adj cannot be lowered without CAP_SYS_RESOURCE; pods get no less")
 	}
 	since := time.Now()
-	options.Root, options.State = c.Root, c.State
+	options.Root, options.State, options.KubeletRoot = c.Root, c.State, c.Kubelet.Root
 	options.Handlers, options.Default, options.CDISpecDirs = handlers, c.Runtime.Default, c.Runtime.CDISpecDirs
 	options.SystemdCgroup, options.MinOOMScoreAdj = c.Cgroup.DriverInUse() == "systemd", lowest
 	options.Network = o.Network(networkOf(c))

@@ -34,6 +34,7 @@ type Config struct {
 
 	Log       Log       `toml:"log"`
 	Cgroup    Cgroup    `toml:"cgroup"`
+	Kubelet   Kubelet   `toml:"kubelet"`
 	Runtime   Runtime   `toml:"runtime"`
 	Network   Network   `toml:"network"`
 	Image     Image     `toml:"image"`
@@ -52,6 +53,11 @@ type Log struct {
 // Cgroup says who makes cgroups.
 type Cgroup struct {
 	Driver string `toml:"driver" comment:"cgroupfs, systemd or auto; the kubelet is told and does the same.\nauto: systemd if it runs the machine and cgroup v2 is in use, otherwise cgroupfs."`
+}
+
+// Kubelet says where the kubelet keeps what runscd looks at.
+type Kubelet struct {
+	Root string `toml:"root" comment:"The kubelet's --root-dir. emptyDir volumes in memory that are found there become file systems of the\npod's sandbox, which is faster. Empty: they stay the host's."`
 }
 
 // Runtime says which runsc runs a pod, and how.
@@ -128,10 +134,11 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d)
 // see Load.
 func Default() *Config {
 	return &Config{
-		Root:   "/var/lib/runscd",
-		State:  "/run/runscd",
-		Log:    Log{Level: "info", Format: "text"},
-		Cgroup: Cgroup{Driver: "auto"},
+		Root:    "/var/lib/runscd",
+		State:   "/run/runscd",
+		Log:     Log{Level: "info", Format: "text"},
+		Cgroup:  Cgroup{Driver: "auto"},
+		Kubelet: Kubelet{Root: "/var/lib/kubelet"},
 		Runtime: Runtime{
 			Default:     "runsc",
 			CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},

@@ -65,6 +65,9 @@ func (c *Config) Validate() error {
 	p.oneOf("log.level", c.Log.Level, "trace", "debug", "info", "warn", "error")
 	p.oneOf("log.format", c.Log.Format, "text", "json")
 	p.oneOf("cgroup.driver", c.Cgroup.Driver, "auto", "cgroupfs", "systemd")
+	if c.Kubelet.Root != "" {
+		p.absolute("kubelet.root", c.Kubelet.Root)
+	}
 	p.runtime(c.Runtime)
 	p.network(c.Network)
 	p.image(c.Image)

@@ -176,7 +176,21 @@ func (r *Registry) preparePod(p *Pod) error {
 			return err
 		}
 	}
-	if err := r.writeSandbox(p.ID, netNS, c, p.Facts().Annotations); err != nil {
+	volumes, err := memoryVolumes(r.KubeletRoot, c)
+	if err != nil {
+		return err
+	}
+	if len(volumes) > 0 {
+		err := p.update(func(f *podRecord) {
+			for _, v := range volumes {
+				f.MemoryVolumes = append(f.MemoryVolumes, v.Path)
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := r.writeSandbox(p.ID, netNS, c, p.Facts().Annotations, volumes); err != nil {
 		return err
 	}
 	return writePodFiles(dir, c, rootOf(c))
@@ -184,7 +198,7 @@ func (r *Registry) preparePod(p *Pod) error {
 
 // writeSandbox writes the bundle of a sandbox. Of the pod's annotations runsc
 // is given those that are allowed.
-func (r *Registry) writeSandbox(id, netNS string, c *runtime.PodSandboxConfig, allowed []string) error {
+func (r *Registry) writeSandbox(id, netNS string, c *runtime.PodSandboxConfig, allowed []string, volumes []spec.MemoryVolume) error {
 	cgroup, err := spec.CgroupsPath(r.SystemdCgroup, c.GetLinux().GetCgroupParent(), id)
 	if err != nil {
 		return err
@@ -192,7 +206,7 @@ func (r *Registry) writeSandbox(id, netNS string, c *runtime.PodSandboxConfig, a
 	dir := r.podDir(id)
 	s, err := spec.Sandbox(c, spec.SandboxOptions{
 		ID: id, NetNS: netNS, CgroupsPath: cgroup, Rootfs: dir, Shm: filepath.Join(dir, "shm"),
-		Args: []string{pause.Command}, Allowed: allowed, Above: limitsAbove(r, c.GetLinux().GetCgroupParent()),
+		Args: []string{pause.Command}, Allowed: allowed, Memory: volumes, Above: limitsAbove(r, c.GetLinux().GetCgroupParent()),
 		Annotations: map[string]string{
 			"dev.gvisor.spec.rootfs.source": pauseImage(r.State), "dev.gvisor.spec.rootfs.type": "erofs",
 		},
@@ -268,6 +282,9 @@ func makeContainer(ctx context.Context, p *Pod, config *runtime.ContainerConfig,
 	img, err := r.Images.Get(ctx, config.GetImage().GetImage())
 	if err != nil {
 		return nil, fmt.Errorf("image: %w", err)
+	}
+	if err := p.checkSubPaths(config); err != nil {
+		return nil, err
 	}
 	rec := containerRecord{
 		Pod:     p.ID,

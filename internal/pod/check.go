@@ -71,7 +71,7 @@ func (r *Registry) checkHandler(ctx context.Context, h *Handler) (version string
 	if err := r.writeSandbox(id, "", &runtime.PodSandboxConfig{
 		Hostname: "check",
 		Linux:    &runtime.LinuxPodSandboxConfig{SecurityContext: &runtime.LinuxSandboxSecurityContext{NamespaceOptions: namespaces}},
-	}, nil); err != nil {
+	}, nil, nil); err != nil {
 		return version, err
 	}
 	config := runsc.CreateConfig{Bundle: dir}

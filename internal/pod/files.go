@@ -148,7 +148,7 @@ func (r *Registry) prepareContainer(ctx context.Context, c *Container, img *imag
 		PIDOwner: pidOwner,
 		Shm:      filepath.Join(dir, "shm"), Hostname: filepath.Join(dir, "hostname"),
 		Hosts: filepath.Join(dir, "hosts"), ResolvConf: filepath.Join(dir, "resolv.conf"), MinOOMScoreAdj: r.MinOOMScoreAdj,
-		Volumes: volumes, Allowed: c.Pod.Facts().Annotations,
+		Volumes: volumes, MemoryVolumes: c.Pod.Facts().MemoryVolumes, Allowed: c.Pod.Facts().Annotations,
 		CDISpecDirs: r.CDISpecDirs, ProxiedDevices: c.Pod.Facts().Devices,
 	})
 	if err != nil {

@@ -40,6 +40,9 @@ type podRecord struct {
 	// configuration, since they were changed.
 	Overhead  message[*runtime.LinuxContainerResources] `json:"overhead,omitzero"`
 	Resources message[*runtime.LinuxContainerResources] `json:"resources,omitzero"`
+	// MemoryVolumes are the host's directories of volumes that the sandbox has in
+	// its own memory.
+	MemoryVolumes []string `json:"memory_volumes,omitempty"`
 	// StoppedAt is when the sandbox was seen to be gone.
 	StoppedAt time.Time `json:"stopped_at,omitzero"`
 	// Released says that nothing on the host is held for the pod any more but

@@ -68,6 +68,7 @@ type Options struct {
 	// that is asked for becomes this.
 	MinOOMScoreAdj int
 	CDISpecDirs    []string
+	KubeletRoot    string // the kubelet's directory; "": no volume is looked for there
 	Images         Images
 	Network        Network
 	Monitor        proc.ProcessMonitor

@@ -28,6 +28,9 @@ type ContainerOptions struct {
 	// Host files for the paths in /etc; empty for the image's own.
 	Hostname, Hosts, ResolvConf string
 
+	// MemoryVolumes are the paths of the sandbox's.
+	MemoryVolumes []string
+
 	// Volumes says where on the host the daemon has mounted mounts of the
 	// configuration, by their place in it.
 	Volumes map[int]string

@@ -30,6 +30,7 @@ func containerMounts(cfg *runtime.ContainerConfig, o ContainerOptions) ([]specs.
 		}
 		list = put(list, mount)
 	}
+	inMemory(list, o.MemoryVolumes)
 	list, err := hide(list, cfg.GetLinux().GetSecurityContext(), o.Rootfs)
 	if err != nil {
 		return nil, err
@@ -99,6 +100,38 @@ func ownMounts(security *runtime.LinuxContainerSecurityContext, o ContainerOptio
 		}
 	}
 	return list
+}
+
+// MemoryVolume is a directory of the host in whose place the containers of a pod
+// share a file system in the sandbox's memory.
+type MemoryVolume struct {
+	Path     string
+	Size     uint64 // in bytes; 0: no limit
+	Mode     uint32
+	UID, GID uint32
+}
+
+// annotations tell runsc of the nth volume.
+func (v MemoryVolume) annotations(n int) map[string]string {
+	prefix := fmt.Sprintf("dev.gvisor.spec.mount.memory%d.", n)
+	options := fmt.Sprintf("rw,mode=%o,uid=%d,gid=%d", v.Mode, v.UID, v.GID)
+	if v.Size > 0 {
+		options += fmt.Sprintf(",size=%d", v.Size)
+	}
+	return map[string]string{
+		prefix + "source": v.Path, prefix + "type": "tmpfs", prefix + "share": "pod", prefix + "options": options,
+	}
+}
+
+// inMemory makes mounts of the pod's volumes in memory what runsc takes for them.
+func inMemory(list []specs.Mount, volumes []string) {
+	for i, m := range list {
+		if m.Type == "bind" && slices.Contains(volumes, m.Source) {
+			list[i].Type = "tmpfs"
+			list[i].Options = slices.DeleteFunc(m.Options, func(o string) bool { return o == "rbind" })
+			list[i].UIDMappings, list[i].GIDMappings = nil, nil // it has the ids that they are mapped to
+		}
+	}
 }
 
 // bind returns a mount of the configuration, whose source the daemon may have

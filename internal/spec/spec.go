@@ -44,6 +44,7 @@ type SandboxOptions struct {
 	NetNS       string            // path of the network namespace; empty for the host's
 	CgroupsPath string            // see CgroupsPath
 	Shm         string            // host directory that stands for the pod's /dev/shm
+	Memory      []MemoryVolume    // that its containers may mount
 	Annotations map[string]string // of runsc, as for an EROFS rootfs
 	// Above are the limits of the cgroup_parent, as far as runsc does not look
 	// there itself for the CPUs and the memory that it shows to the pod.
@@ -89,6 +90,9 @@ func Sandbox(cfg *runtime.PodSandboxConfig, o SandboxOptions) (*specs.Spec, erro
 			"dev.gvisor.spec.mount.shm.share":   "pod",
 			"dev.gvisor.spec.mount.shm.options": strings.Join(shmOptions, ","),
 		})
+	}
+	for i, v := range o.Memory {
+		maps.Copy(annotations, v.annotations(i))
 	}
 	maps.Copy(annotations, o.Annotations)
 
