@@ -69,7 +69,7 @@ func (r *Registry) buildPod(ctx context.Context, req *runtime.RunPodSandboxReque
 		if err := p.init.Start(ctx, runsc.Stdio{}); err != nil {
 			return err
 		}
-		return p.setSysctls(ctx)
+		return setSysctls(ctx, p)
 	})
 }
 
@@ -283,7 +283,7 @@ func makeContainer(ctx context.Context, p *Pod, config *runtime.ContainerConfig,
 	if err != nil {
 		return nil, fmt.Errorf("image: %w", err)
 	}
-	if err := p.checkSubPaths(config); err != nil {
+	if err := checkSubPaths(p, config); err != nil {
 		return nil, err
 	}
 	rec := containerRecord{

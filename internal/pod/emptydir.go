@@ -55,7 +55,7 @@ func memoryVolumes(kubeletRoot string, c *runtime.PodSandboxConfig) ([]spec.Memo
 // checkSubPaths refuses a container that has a part of a volume in memory when others,
 // or itself, have the whole: the part can only be had on the host, and would be another
 // volume.
-func (p *Pod) checkSubPaths(c *runtime.ContainerConfig) error {
+func checkSubPaths(p *Pod, c *runtime.ContainerConfig) error {
 	configs := []*runtime.ContainerConfig{c}
 	for _, other := range p.home.ContainersOf(p) {
 		configs = append(configs, other.Config())

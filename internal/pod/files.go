@@ -134,7 +134,7 @@ func (r *Registry) prepareContainer(ctx context.Context, c *Container, img *imag
 	if err := r.Images.Mount(ctx, c.ID, img.ID, rootfs, c.Pod.idMap()); err != nil {
 		return nil, err
 	}
-	volumes, err := c.mountVolumes(ctx)
+	volumes, err := mountVolumes(ctx, c)
 	if err != nil {
 		return nil, err
 	}

@@ -66,7 +66,7 @@ func (r *Registry) PortForward(ctx context.Context, podID string, port uint16, c
 // sentry's own forwarding would lose data, and it locks the sandbox while it
 // connects.
 func (p *Pod) forwardInSandbox(ctx context.Context, port uint16, c client) error {
-	f, err := p.startForwarder(ctx, port)
+	f, err := startForwarder(ctx, p, port)
 	if err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ type forwarder struct {
 func (f *forwarder) Close() error { return errors.Join(f.UnixConn.Close(), f.lifeline.Close()) }
 
 // startForwarder starts the program of internal/forward.
-func (p *Pod) startForwarder(ctx context.Context, port uint16) (*forwarder, error) {
+func startForwarder(ctx context.Context, p *Pod, port uint16) (*forwarder, error) {
 	conn, socket, err := socketPair()
 	if err != nil {
 		return nil, fmt.Errorf("socket pair: %w", err)

@@ -156,7 +156,7 @@ func (p *Pod) loseContainer(id string, rec containerRecord, cause error) *Contai
 }
 
 // unmountLost unmounts what the configuration of a container does not tell of.
-func (c *Container) unmountLost(ctx context.Context) error {
+func unmountLost(ctx context.Context, c *Container) error {
 	r := c.Pod.home
 	keys, err := r.Images.Snapshots(ctx)
 	errs := []error{err, unmountStray(ctx, r, c.ID)}

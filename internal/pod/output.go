@@ -57,7 +57,7 @@ func (k kept) end() {
 // error the process may run.
 func (c *Container) launch(ctx context.Context) (*output, error) {
 	if c.Config().Tty {
-		return c.launchTerminal(ctx)
+		return launchTerminal(ctx, c)
 	}
 	dir := c.Pod.home.containerDir(c.ID)
 	stdin, input, err := openStdin(dir, c.Config())
@@ -94,7 +94,7 @@ func (o *output) offer(input *os.File) {
 	o.stdin <- input
 }
 
-func (c *Container) launchTerminal(ctx context.Context) (*output, error) {
+func launchTerminal(ctx context.Context, c *Container) (*output, error) {
 	master, err := c.init.StartTerminal(ctx)
 	if err != nil {
 		return nil, err

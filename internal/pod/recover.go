@@ -277,7 +277,7 @@ func (c *Container) recoverOutput(ctx context.Context) error {
 	}
 	var failed error
 	if c.Config().Tty {
-		c.output, failed = c.recoverTerminal(ctx, log)
+		c.output, failed = recoverTerminal(ctx, c, log)
 		return errors.Join(err, failed)
 	}
 	if c.output, failed = c.openOutput(log); failed != nil {
@@ -291,7 +291,7 @@ func (c *Container) recoverOutput(ctx context.Context) error {
 
 // recoverTerminal goes on with the container's terminal. If nobody has kept that it
 // has hung up with the last daemon, and only what had been read of it is left.
-func (c *Container) recoverTerminal(ctx context.Context, log *stdio.Log) (*output, error) {
+func recoverTerminal(ctx context.Context, c *Container, log *stdio.Log) (*output, error) {
 	if master := c.kept().claim(keptTerminal); master != nil {
 		o, err := c.copyOutput(log, master)
 		if err == nil {

@@ -24,20 +24,20 @@ import (
 // setSysctls sets the pod's sysctls in its sandbox, which has no container yet.
 // The error is ErrInvalidArgument and names one that the sandbox does not have, or
 // not with that value.
-func (p *Pod) setSysctls(ctx context.Context) error {
+func setSysctls(ctx context.Context, p *Pod) error {
 	wanted := p.Config().GetLinux().GetSysctls()
 	for _, name := range slices.Sorted(maps.Keys(wanted)) {
 		if spec.ReadByRunsc(name) {
 			continue
 		}
-		if err := p.setSysctl(ctx, name, wanted[name]); err != nil {
+		if err := setSysctl(ctx, p, name, wanted[name]); err != nil {
 			return fmt.Errorf("sysctl %q: %w", name, err)
 		}
 	}
 	return nil
 }
 
-func (p *Pod) setSysctl(ctx context.Context, name, value string) error {
+func setSysctl(ctx context.Context, p *Pod, name, value string) error {
 	file := path.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
 	has, err := p.writeInside(ctx, []string{file, value})
 	var errno syscall.Errno

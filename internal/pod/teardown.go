@@ -259,7 +259,7 @@ func (c *Container) discard(ctx context.Context) error {
 // forget undoes all of a container that does not run, its record last.
 func (c *Container) forget(ctx context.Context) error {
 	r := c.Pod.home
-	err := errors.Join(c.init.Delete(ctx), dropStreams(c), r.Images.Unmount(ctx, c.ID, r.rootfs(c.ID)), c.unmountVolumes(ctx))
+	err := errors.Join(c.init.Delete(ctx), dropStreams(c), r.Images.Unmount(ctx, c.ID, r.rootfs(c.ID)), unmountVolumes(ctx, c))
 	if err != nil {
 		// The directory has mounts in it and must not be walked.
 		return err

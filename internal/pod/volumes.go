@@ -64,7 +64,7 @@ func volumeFailed(i int, m *runtime.Mount, err error) error {
 
 // mountVolumes mounts what the daemon makes of the container's mounts and returns
 // where, by the place in the configuration. Unmounting is the teardown's.
-func (c *Container) mountVolumes(ctx context.Context) (map[int]string, error) {
+func mountVolumes(ctx context.Context, c *Container) (map[int]string, error) {
 	r := c.Pod.home
 	mounted := map[int]string{}
 	for i, m := range ownedMounts(c.Config()) {
@@ -145,9 +145,9 @@ func HasRecursiveReadOnly() bool {
 }
 
 // unmountVolumes undoes mountVolumes, as far as it was done.
-func (c *Container) unmountVolumes(ctx context.Context) error {
+func unmountVolumes(ctx context.Context, c *Container) error {
 	if c.foreign {
-		return c.unmountLost(ctx)
+		return unmountLost(ctx, c)
 	}
 	r := c.Pod.home
 	var errs []error
