@@ -70,7 +70,8 @@ func TestAPodComesBackAsItWas(t *testing.T) {
 	}
 	_, err = n.ExecSync(t.Context(), again[1].ID, []string{"exit"}, 0)
 	n.is(err, errdefs.IsFailedPrecondition, `started too: ["a"]`)
-	n.is(n.StartContainer(t.Context(), n.create(two, "late", "sleep").ID), errdefs.IsFailedPrecondition, "started too")
+	_, err = n.CreateContainer(t.Context(), n.containerRequest(two, "late", "sleep"))
+	n.is(err, errdefs.IsFailedPrecondition, "started too")
 	n.must(n.StartContainer(t.Context(), again[0].ID))
 	_, err = n.ExecSync(t.Context(), again[1].ID, []string{"exit"}, 0)
 	n.must(err)
