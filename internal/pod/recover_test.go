@@ -144,6 +144,31 @@ func TestAPodThatWasNotFinishedIsUndone(t *testing.T) {
 	}
 }
 
+// The daemon may die while it writes the bundle.
+func TestAPodWithHalfABundleIsUndone(t *testing.T) {
+	n := newNode(t)
+	adding, add := make(chan struct{}), make(chan struct{})
+	n.network.onAdd = func() { close(adding); <-add }
+	built := make(chan error, 1)
+	go func() {
+		_, err := n.RunPod(t.Context(), n.podRequest("p"))
+		built <- err
+	}()
+	<-adding
+	for len(n.runscIDs()) == 0 { // the sandbox is made meanwhile
+		time.Sleep(time.Millisecond)
+	}
+	n.crash()
+	n.network.onAdd = nil
+	for _, id := range entries(filepath.Join(n.state, "pods")) {
+		n.must(os.WriteFile(filepath.Join(n.podDir(id), "config.json"), []byte(`{"ociVer`), 0o600))
+	}
+	n.open()
+	n.nothing()
+	close(add)
+	<-built
+}
+
 func (n *node) runscIDs() map[string]string {
 	n.t.Helper()
 	ids, err := n.Handlers["runsc"].Runtime.List()

@@ -126,7 +126,7 @@ func removeCgroups(bundle string) error {
 	}
 	var s specs.Spec
 	if json.Unmarshal(data, &s) != nil {
-		return nil // as little: it was cut short when the disk was full
+		return nil // as little: it is half written, by a full disk or the daemon's end
 	}
 	if s.Linux == nil || !filepath.IsAbs(s.Linux.CgroupsPath) {
 		return nil
