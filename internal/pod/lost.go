@@ -20,8 +20,9 @@ import (
 // A record may be damaged, or be a newer runscd's. What it was for is listed as
 // ended, with what can be read of the record and the reason, and can be removed, for
 // which its id is enough. Until then the record stays as it is. What a damaged one
-// was for is also ended at once; what belongs to a newer one is left alone until
-// somebody stops it, for that runscd may come back.
+// was for is also ended at once. What belongs to a newer one is left alone until
+// somebody stops it, for that runscd may come back; so is what belongs to a file that
+// could not be read now.
 
 // unknown stands where the kubelet refuses a status that says nothing.
 const unknown = "unknown"
@@ -29,8 +30,8 @@ const unknown = "unknown"
 // loaded are records of one kind by id.
 type loaded[T any] map[string]store.Loaded[T]
 
-// isNewer tells whether a record cannot be used because a newer runscd wrote it.
-func isNewer(err error) bool { return errdefs.IsFailedPrecondition(err) }
+// mayBeGood tells whether a record that cannot be used may be, another time.
+func mayBeGood(err error) bool { return !errdefs.IsDataLoss(err) }
 
 var errNoMetadata = fmt.Errorf("record without config.metadata: %w", errdefs.ErrDataLoss)
 
@@ -97,7 +98,7 @@ func losePod(ctx context.Context, r *Registry, id string, l store.Loaded[podReco
 	for id, c := range containers {
 		p.loseContainer(id, *c.Record, cmp.Or(c.Err, l.Err))
 	}
-	if isNewer(l.Err) {
+	if mayBeGood(l.Err) {
 		return
 	}
 	asking, cancel := context.WithTimeout(ctx, r.signalTimeout)

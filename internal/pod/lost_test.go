@@ -162,6 +162,29 @@ func TestRecordsOfANewerVersion(t *testing.T) {
 	n.nothing()
 }
 
+func TestARecordThatCannotBeReadNow(t *testing.T) {
+	n := newNode(t)
+	id := n.runPod("p")
+	n.crash()
+	path := filepath.Join(n.root, "pods", id+".json")
+	n.must(os.Rename(path, path+".away"))
+	n.must(os.Mkdir(path, 0o700)) // reading it is an error
+	n.open()
+	p, err := n.Pod(id)
+	n.must(err)
+	if p.State() != proc.Stopped || len(n.Sandboxes()) != 1 {
+		t.Errorf("state %s, sandboxes %q", p.State(), n.Sandboxes())
+	}
+	n.crash()
+	path = filepath.Join(n.root, "pods", id+".json")
+	n.must(os.Remove(path))
+	n.must(os.Rename(path+".away", path))
+	n.open()
+	if p, err := n.Pod(id); err != nil || p.State() != proc.Running {
+		t.Errorf("%v, %v", p, err)
+	}
+}
+
 func TestAContainerOfANewerVersionCanBeRemoved(t *testing.T) {
 	n := newNode(t)
 	id := n.runPod("p")

@@ -141,7 +141,7 @@ func (r *Registry) recoverPod(ctx context.Context, p *Pod, containers loaded[con
 		var err error
 		if l.Err == nil {
 			err = r.newContainer(id, p, *l.Record).recover(asking)
-		} else if c := p.loseContainer(id, *l.Record, l.Err); !isNewer(l.Err) {
+		} else if c := p.loseContainer(id, *l.Record, l.Err); !mayBeGood(l.Err) {
 			err = c.init.Delete(ctx)
 		}
 		if err != nil {

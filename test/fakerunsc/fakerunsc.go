@@ -87,8 +87,14 @@ func Install(t testing.TB) *Fake {
 	f := &Fake{dir: t.TempDir(), t: t}
 	f.Path = filepath.Join(f.dir, nameCLI)
 	// Not a symlink: runscd remembers where that leads.
-	if err := os.Link(self, f.Path); err != nil {
-		t.Fatal(err)
+	if err := os.Link(self, f.Path); err != nil { // not on the same file system
+		text, err := os.ReadFile(self)
+		if err == nil {
+			err = os.WriteFile(f.Path, text, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := os.Mkdir(filepath.Join(f.dir, faultDir), 0o700); err != nil {
 		t.Fatal(err)
