@@ -109,6 +109,9 @@ func dropDamagedImages(ctx context.Context, records images.Store, b blobs) error
 		if err == nil {
 			continue
 		}
+		if ctx.Err() != nil { // that is perhaps all that is wrong
+			return ctx.Err()
+		}
 		logrus.WithField("image", r.Name).WithError(err).Error("image is damaged and has to be pulled again")
 		if err := records.Delete(ctx, r.Name); err != nil {
 			return err

@@ -61,7 +61,7 @@ func (r *Registry) checkHandler(ctx context.Context, h *Handler) (version string
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTimeout)
 		defer cancel()
-		err = errors.Join(err, h.Runtime.Purge(ctx, id, dir, false), os.RemoveAll(dir))
+		err = errors.Join(err, h.Runtime.Purge(ctx, id, dir, true), os.RemoveAll(dir))
 	}()
 	namespaces := &runtime.NamespaceOption{}
 	if h.noUserNS == nil {

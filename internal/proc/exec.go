@@ -65,7 +65,7 @@ func (e *Exec) watch() {
 		alive = e.init.Sandbox.alive
 	}
 	e.status, e.err = e.init.control.WaitExec(alive, e.init.ID, e.pid)
-	if errdefs.IsUnavailable(e.err) || alive.Err() != nil {
+	if errdefs.IsUnavailable(e.err) || e.err != nil && alive.Err() != nil {
 		e.status, e.err = killed, nil // it ended with the sandbox
 	}
 }

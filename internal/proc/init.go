@@ -198,12 +198,8 @@ func (p *Init) start(ctx context.Context, run func(context.Context) error) error
 		return err
 	}
 	defer end()
-	if p.Sandbox != nil {
-		limited, cancel := context.WithCancelCause(ctx)
-		defer context.AfterFunc(p.Sandbox.alive, func() { cancel(errSandboxEnded) })()
-		defer cancel(nil)
-		ctx = limited
-	}
+	ctx, cancel := p.inSandbox(ctx)
+	defer cancel()
 	if err := run(ctx); err != nil {
 		return err
 	}
@@ -215,6 +211,20 @@ func (p *Init) start(ctx context.Context, run func(context.Context) error) error
 }
 
 var errSandboxEnded = fmt.Errorf("the sandbox has ended: %w", errdefs.ErrUnavailable)
+
+// inSandbox is for a runsc that does something in the sandbox of a sub container: it
+// ends with that.
+func (p *Init) inSandbox(ctx context.Context) (context.Context, context.CancelFunc) {
+	if p.Sandbox == nil {
+		return ctx, func() {}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(p.Sandbox.alive, func() { cancel(errSandboxEnded) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+	}
+}
 
 // watch waits for the end of a sub container's process. A call that fails for
 // another reason than the sandbox's end is repeated.
@@ -403,6 +413,8 @@ func (p *Init) deleteContainer(ctx context.Context) error {
 		return nil // gone with its sandbox
 	default:
 	}
+	ctx, cancel := p.inSandbox(ctx)
+	defer cancel()
 	// Also what was not started: a start that was cut off may have left something.
 	err := p.Runtime.Delete(ctx, p.ID)
 	if err == nil {

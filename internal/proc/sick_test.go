@@ -42,6 +42,18 @@ func TestAStartThatHangsEndsWithTheSandbox(t *testing.T) {
 	n.must(c.Delete(t.Context()))
 }
 
+// So does the deletion of a container.
+func TestADeletionThatHangsEndsWithTheSandbox(t *testing.T) {
+	n := newNode(t)
+	sandbox := n.sandbox("a")
+	c := n.container("b", sandbox, "sleep")
+	n.Fault("delete", fakerunsc.Hang)
+	deleted := make(chan error, 1)
+	go func() { deleted <- c.Delete(t.Context()) }()
+	n.must(sandbox.Kill(t.Context(), unix.SIGKILL, true))
+	n.must(<-deleted)
+}
+
 // A container whose start was cut off is not taken for one that runs because its
 // sandbox does not say otherwise.
 func TestRecoverHalfAStartInAHungSandbox(t *testing.T) {

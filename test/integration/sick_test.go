@@ -134,20 +134,20 @@ func (c *container) calls(t *testing.T, rounds int) map[string]latencies {
 		stopped[i] = c.pod.run(t, "sleep 1000")
 	}
 	took := map[string]latencies{}
-	time1 := func(name string, call func() error) {
+	timed := func(name string, call func() error) {
 		begin := time.Now()
 		check(t, call())
 		took[name] = append(took[name], time.Since(begin))
 	}
 	for i := range rounds {
-		time1("Version", func() error { return errOf(c.pods.Version(ctx(t), "")) })
-		time1("ListContainers", func() error { return errOf(c.pods.ListContainers(ctx(t), nil)) })
-		time1("ContainerStatus", func() error { return errOf(c.pods.ContainerStatus(ctx(t), c.id, false)) })
-		time1("ExecSync", func() error {
+		timed("Version", func() error { return errOf(c.pods.Version(ctx(t), "")) })
+		timed("ListContainers", func() error { return errOf(c.pods.ListContainers(ctx(t), nil)) })
+		timed("ContainerStatus", func() error { return errOf(c.pods.ContainerStatus(ctx(t), c.id, false)) })
+		timed("ExecSync", func() error {
 			return errOf(c.raw.ExecSync(ctx(t), &runtime.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"true"}}))
 		})
 		if i < len(stopped) {
-			time1("StopContainer", func() error { return c.pods.StopContainer(ctx(t), stopped[i].id, 0) })
+			timed("StopContainer", func() error { return c.pods.StopContainer(ctx(t), stopped[i].id, 0) })
 		}
 	}
 	for _, s := range stopped {
