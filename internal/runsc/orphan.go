@@ -21,6 +21,9 @@ import (
 // needs some 30 ms.
 const deleteTimeout = 10 * time.Second
 
+// cgroupPause is between the tries to remove a cgroup.
+const cgroupPause = 10 * time.Millisecond
+
 // Purge removes all that runsc keeps of the sandbox id and of its containers. It
 // asks runsc to, and does it by itself where runsc fails or hangs: a binary that
 // is sick or gone, or whoever has the sandbox's socket, must not keep a pod for
@@ -59,7 +62,7 @@ func (r *Runtime) Reclaim(ctx context.Context, id, bundle string) error {
 			empty = -1
 		}
 	}
-	return removeCgroups(bundle)
+	return removeCgroups(ctx, bundle)
 }
 
 // processesOf finds the processes of runsc that were started for a container
@@ -116,7 +119,7 @@ func endProcess(ctx context.Context, pid int) error {
 
 // removeCgroups removes the cgroups of a bundle, in each hierarchy of version 1
 // or in that of version 2. A scope of systemd's goes with its last process.
-func removeCgroups(bundle string) error {
+func removeCgroups(ctx context.Context, bundle string) error {
 	data, err := os.ReadFile(filepath.Join(bundle, "config.json"))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // nothing was started from it
@@ -136,11 +139,37 @@ func removeCgroups(bundle string) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
 	var errs []error
 	for _, dir := range append(dirs, filepath.Join(mount, s.Linux.CgroupsPath)) {
-		if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, removeCgroup(ctx, dir))
 	}
 	return errors.Join(errs...)
+}
+
+// removeCgroup removes a cgroup with the processes that are left in it, such as
+// gofers that have not yet noticed the end of their sandbox.
+func removeCgroup(ctx context.Context, dir string) error {
+	for {
+		err := os.Remove(dir)
+		if err == nil || errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) || ctx.Err() != nil {
+			return err
+		}
+		pids, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		for _, field := range strings.Fields(string(pids)) {
+			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
+				if err := endProcess(ctx, pid); err != nil {
+					return fmt.Errorf("process %d in cgroup %s: %w", pid, dir, err)
+				}
+			}
+		}
+		select { // the kernel may need a moment to count it out
+		case <-time.After(cgroupPause):
+		case <-ctx.Done():
+		}
+	}
 }
