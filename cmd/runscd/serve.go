@@ -195,6 +195,7 @@ func handlersOf(c *config.Config, o *observe.Observer) (map[string]*pod.Handler,
 			Runtime: runsc.New(runsc.Options{
 				Path: path, Root: pod.RunscRoot(c.State, name), Flags: append(flags, h.Args()...),
 				OnCommand: o.Command, OnCall: o.Call,
+				LayerSize: h.LayerSize,
 			}),
 		}
 	}

@@ -73,6 +73,7 @@ type Handler struct {
 	Path        string            `toml:"path" comment:"This handler's runsc binary. Empty: that of [runtime]."`
 	Platform    string            `toml:"platform" comment:"systrap or kvm."`
 	NetRaw      bool              `toml:"net_raw" comment:"Let containers that have CAP_NET_RAW use raw sockets, as ping does."`
+	LayerSize   string            `toml:"layer_size" comment:"How much each container may write to its root file system, such as 512m or 10g. Empty: no limit."`
 	Annotations []string          `toml:"annotations" comment:"Annotations of pods and containers that runsc is given, by name; a * at the end stands for any rest.\nAmong those that runsc knows are some that open files and sockets of the host to the pod."`
 	Flags       map[string]string `toml:"flags,inline" comment:"More of runsc's flags, without dashes: {debug = 'true'}."`
 }

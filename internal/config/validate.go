@@ -22,6 +22,7 @@ const maxSocketPath = 107
 var (
 	// handlerName is the form of a RuntimeClass's handler, a DNS label.
 	handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+	layerSize   = regexp.MustCompile(`^[1-9][0-9]{0,5}[kmg]$`)
 	flagName    = regexp.MustCompile(`^[A-Za-z][-A-Za-z0-9]*$`)
 
 	// ownFlags are runsc's flags that runscd sets, with the setting that
@@ -35,7 +36,7 @@ var (
 		"net-raw":                  "net_raw",
 		"oci-seccomp":              "",
 		"network":                  "",
-		"overlay2":                 "",
+		"overlay2":                 "layer_size",
 		"panic-log":                "",
 		"platform":                 "platform",
 		"root":                     "",
@@ -108,6 +109,9 @@ func (p *problems) runtime(r Runtime) {
 			p.absolute(key+".path", h.Path)
 		}
 		p.oneOf(key+".platform", h.Platform, "systrap", "kvm")
+		if h.LayerSize != "" && !layerSize.MatchString(h.LayerSize) {
+			p.add(key+".layer_size", h.LayerSize, "not a number with k, m or g")
+		}
 		for _, a := range h.Annotations {
 			if prefix := strings.TrimSuffix(a, "*"); prefix == "" || strings.Contains(prefix, "*") {
 				p.add(key+".annotations", a, "neither a name nor the beginning of one with a * behind it")

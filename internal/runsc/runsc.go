@@ -35,10 +35,13 @@ type Options struct {
 	Path  string   // the binary
 	Root  string   // its --root: the states and control sockets of its containers
 	Flags []string // global flags of the handler, such as "--platform=kvm"
+	// LayerSize is how much a container may write to its root file system, as 512m;
+	// "": as much as there is room for.
+	LayerSize string
 
-	// OnCommand and OnCall are told of each command that was run (create, start, restore,
-	// run, delete) and of each call on a control socket, by its method. They may
-	// be nil.
+	// OnCommand and OnCall are told of each command that was run (create, start,
+	// run, restore, delete) and of each call on a control socket, by its method.
+	// They may be nil.
 	OnCommand, OnCall Observer
 }
 
@@ -60,13 +63,17 @@ type Runtime struct {
 
 // New returns the runtime of o. It runs nothing.
 func New(o Options) *Runtime {
+	overlay := "--overlay2=root:self"
+	if o.LayerSize != "" {
+		overlay += ",size=" + o.LayerSize
+	}
 	flags := []string{
 		// Sub containers' memory is accounted by the cgroups inside the
 		// sandbox, which containers see as version 2.
 		"--in-sandbox-cgroup=v2",
 		// The writable layer is a file in the upper directory of the container's
 		// root file system: fast, and its blocks are the layer's usage.
-		"--overlay2=root:self",
+		overlay,
 		// Otherwise a spec's seccomp filter is left out.
 		"--oci-seccomp",
 		// Otherwise an open control connection keeps a dead sandbox for 15 s.

@@ -202,3 +202,16 @@ func TestALimitBelowTheSandbox(t *testing.T) {
 		t.Errorf("status: %v", s)
 	}
 }
+
+// TestLayerSize has a container write no more to its root file system than it may.
+func TestLayerSize(t *testing.T) {
+	d := newDaemon(t, noNetwork+"[runtime.handlers.runsc]\nlayer_size = '16m'\n")
+	p := d.runPod(t)
+	one, two := p.run(t, forever), p.run(t, forever)
+	one.says(t, "dd if=/dev/zero of=/file bs=1M count=12 2>/dev/null && echo fits", "fits\n")
+	if out, code := one.exec(t, "dd if=/dev/zero of=/more bs=1M count=12"); code == 0 || !strings.Contains(out, "No space left") {
+		t.Errorf("more than it may: %q, code %d", out, code)
+	}
+	two.says(t, "dd if=/dev/zero of=/file bs=1M count=12 2>/dev/null && echo fits", "fits\n")
+	one.says(t, "rm /file /more; dd if=/dev/zero of=/file bs=1M count=12 2>/dev/null && echo fits", "fits\n")
+}

@@ -191,6 +191,12 @@ func TestRlimits(t *testing.T) {
 	if after, _ := first.exec(t, "ulimit -a"); after != before {
 		t.Errorf("limits: %s\nwere: %s", after, before)
 	}
+	if out, code := first.exec(t, "ulimit -n 32 && ulimit -s 512 && ulimit -n"); out != "32\n" || code != 0 {
+		t.Errorf("lowered by what is executed: %q", out)
+	}
+	if after, _ := first.exec(t, "ulimit -a"); after != before {
+		t.Errorf("limits after a process has lowered its own: %s\nwere: %s", after, before)
+	}
 	if later, _ := p.run(t, forever).exec(t, "ulimit -a"); later != before {
 		t.Errorf("limits: %s\nof another container: %s", later, before)
 	}
