@@ -125,7 +125,6 @@ func (c *Container) watch() {
 			return // the next daemon learns the end again, behind the rest of the output
 		}
 	}
-	c.kept().end()
 	facts := containerRecord{FinishedAt: exit.At, ExitCode: exit.Status, Reason: reasonError}
 	switch {
 	case oom != "":
@@ -136,6 +135,7 @@ func (c *Container) watch() {
 		facts.Message = "the sandbox was gone before the container's exit status could be read"
 	}
 	c.end(facts)
+	c.kept().end()
 }
 
 // end writes down how a container ended and tells it.

@@ -20,7 +20,7 @@ const (
 	inSize = readSize + maxLine
 	// headerSize is a page.
 	headerSize = 4096
-	// maxKey is the longest name of a stream, in bytes.
+	// maxKey is the longest key of a stream, in bytes.
 	maxKey = 256
 	// magic stands at the start of a buffer's file, with the version of its format.
 	magic = 0x1<<56 | 0x667562736e7572 // "runsbuf"
@@ -130,7 +130,7 @@ func mapBuffer(f *os.File) (*buffer, error) {
 		return nil, fmt.Errorf("mmap %s: %w", f.Name(), err)
 	}
 	return &buffer{
-		header: (*header)(unsafe.Pointer(&mem[0])), //nolint:gosec // a page is more than a header
+		header: (*header)(unsafe.Pointer(&mem[0])), // a page is more than that
 		in:     mem[headerSize:], file: f.Name(), mem: mem,
 	}, nil
 }
@@ -151,7 +151,7 @@ func (b *buffer) hold(key string) {
 	b.time = time.Now().UnixNano()
 }
 
-// stream is the name of the stream that holds the buffer.
+// stream is the key of the stream that holds the buffer.
 func (b *buffer) stream() string { return string(b.key[:b.size]) }
 
 // waiting is what has been read and not yet logged.

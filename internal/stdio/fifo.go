@@ -7,6 +7,8 @@
 //     daemon is away: it writes to FIFOs that it holds open for reading itself.
 //     They have names, so that a new daemon opens them again, and hold 1 MiB, at
 //     which the container waits.
+//   - What has been read and not yet logged outlives the daemon, also one that is
+//     killed, and is in the log once.
 //   - What a container wrote before its exit is in its log before Drain returns.
 //   - A log file holds whole CRI lines only, of one stream each, whatever fails.
 //   - A log that cannot be written, as on a full disk, stops its container's

@@ -24,6 +24,9 @@ type Logs struct {
 	// left are those of an earlier daemon, by the stream's key.
 	// +checklocks:mu
 	left map[string]*buffer
+	// full says that no new buffer could be made, and that this has been told.
+	// +checklocks:mu
+	full bool
 }
 
 // OpenLogs returns logs whose buffers are files in dir, which is made if it is not
@@ -89,14 +92,25 @@ func (s *Logs) get(key string) *buffer {
 	}
 	s.mu.Unlock()
 	if b == nil {
-		var err error
-		if b, err = newBuffer(s.dir); err != nil {
-			logrus.WithError(err).Warn("output would be lost with the daemon")
-			b = &buffer{header: new(header), in: make([]byte, inSize)}
-		}
+		b = s.make()
 	}
 	b.hold(key)
 	return b
+}
+
+func (s *Logs) make() *buffer {
+	b, err := newBuffer(s.dir)
+	s.mu.Lock()
+	told := s.full
+	s.full = err != nil
+	s.mu.Unlock()
+	if err == nil {
+		return b
+	}
+	if !told {
+		logrus.WithError(err).Warn("no room for output buffers: what has been read of output would be lost with the daemon")
+	}
+	return &buffer{header: new(header), in: make([]byte, inSize)}
 }
 
 // put takes a buffer back, and what is in it is gone.

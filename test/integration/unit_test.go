@@ -158,8 +158,13 @@ func TestSystemd(t *testing.T) {
 	check(t, d.pods.RemovePodSandbox(ctx(t), p.id))
 	d.systemctl(t, "stop", "runscd.socket", "runscd.service")
 	d.stop(t, unix.SIGKILL)
-	eventually(t, "systemd ends", func() error { return noProcess(d, initd) })
-	removeCgroup(d.cgroup)
+	eventually(t, "systemd ends", func() error {
+		removeCgroup(d.cgroup)
+		if left := cgroupsBelow(d.cgroup); len(left) > 0 {
+			return fmt.Errorf("%q", left)
+		}
+		return nil
+	})
 	check(t, makeCgroup(d.cgroup))
 	d.start(t)
 }
