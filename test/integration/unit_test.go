@@ -98,7 +98,8 @@ func (d *daemon) systemctl(t *testing.T, args ...string) {
 
 // TestSystemd has a real systemd run the unit, kill the daemon, restart and stop it.
 func TestSystemd(t *testing.T) {
-	d := newDaemon(t, noNetwork)
+	d := newDaemon(t, "")
+	d.addNetwork(t)
 	d.stop(t, unix.SIGTERM)
 	units := d.path("units")
 	dropIns := map[string]string{
