@@ -60,7 +60,7 @@ check: .cache/bin/staticcheck .cache/bin/checklocks ## check the form of the cod
 	cd build/runsc && $(static) -o $(CURDIR)/$@ $(gvisor)/tools/checklocks/cmd/checklocks
 
 test: setup build check ## all tests, also with the real runsc, CNI plugins and a registry (root)
-	$(race) -count=1 -timeout=15m ./test/...
+	$(race) -count=1 -timeout=30m ./test/...
 
 soak: setup build ## live 1,000 lives of pods, and look what is left of them (root)
 	RUNSCD_TEST_LIVES=1000 $(race) -count=1 -v -timeout=60m -run=ManyLives ./internal/pod ./test/integration

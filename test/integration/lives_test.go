@@ -34,8 +34,9 @@ func TestManyLives(t *testing.T) {
 	t.Logf("after %d lives: %d open files, %d KiB", first, files, memory)
 	moreFiles, moreMemory := live(lives)
 	t.Logf("after %d lives: %d open files, %d KiB", first+lives, moreFiles, moreMemory)
-	// 16 MiB are the heap's ups and downs, with what finds data races.
-	if moreFiles > files || moreMemory > memory+16<<10 {
+	// 16 MiB are the heap's ups and downs. What finds data races keeps 26 KiB of each
+	// life; a daemon without it has had 8.9 MB after 310 lives and 8.7 after 10.
+	if moreFiles > files || moreMemory > memory+16<<10+40*lives {
 		t.Error("more is held")
 	}
 }
