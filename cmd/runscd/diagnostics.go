@@ -7,9 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
-	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -19,7 +17,6 @@ import (
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
-	"golang.org/x/sys/unix"
 
 	"github.com/runscd/runscd/internal/config"
 	"github.com/runscd/runscd/internal/observe"
@@ -96,21 +93,13 @@ func (d *diagnostics) serveMetrics(c config.Metrics) error {
 
 // serve serves HTTP until close. A unix socket is for the daemon's user only.
 func (d *diagnostics) serve(network, address string, h http.Handler) error {
-	// One that is left is of a daemon that is gone, by the lock on the state
-	// directory; what is no socket is not ours to remove.
-	if info, err := os.Lstat(address); network == "unix" && err == nil && info.Mode().Type() == os.ModeSocket {
-		if err := os.Remove(address); err != nil {
-			return err
-		}
+	var l net.Listener
+	var err error
+	if network == "unix" {
+		l, err = listenUnix(address, 0o600)
+	} else {
+		l, err = net.Listen(network, address)
 	}
-	// The mode of a socket before it is bound is that of the file: there is no
-	// moment at which others could connect, and no umask to change for all threads.
-	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		var chmod error
-		err := c.Control(func(fd uintptr) { chmod = unix.Fchmod(int(fd), 0o600) })
-		return errors.Join(err, chmod)
-	}}
-	l, err := private.Listen(context.Background(), network, address)
 	if err != nil {
 		return err
 	}

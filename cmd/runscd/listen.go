@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -32,13 +33,7 @@ func openSocket(c *config.Config, unit *systemd.Unit) (net.Listener, error) {
 		}
 		logrus.WithError(err).Warn("socket of systemd is not used")
 	}
-	// The lock on the state directory says that nobody listens there.
-	if err := os.Remove(c.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	old := unix.Umask(0o117) // 0660 from the start
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: c.Socket})
-	unix.Umask(old)
+	l, err := listenUnix(c.Socket, 0o660)
 	if err != nil {
 		return nil, err
 	}
@@ -52,6 +47,31 @@ func openSocket(c *config.Config, unit *systemd.Unit) (net.Listener, error) {
 	}
 	unit.Keep(keptSocket, l)
 	return l, nil
+}
+
+// listenUnix listens on a socket of that mode, and is never open to more. One that is
+// left is of a daemon that is gone, by the lock on the state directory; what is no
+// socket is not ours to remove.
+func listenUnix(path string, mode os.FileMode) (*net.UnixListener, error) {
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == os.ModeSocket {
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	// What the socket's mode is before it is bound, less the umask, is the file's.
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var chmod error
+		err := c.Control(func(fd uintptr) { chmod = unix.Fchmod(int(fd), uint32(mode)) })
+		return errors.Join(err, chmod)
+	}}
+	l, err := config.Listen(context.Background(), "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, mode); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l.(*net.UnixListener), nil
 }
 
 // listenerAt makes a listener of a file that must be one on the socket at path.

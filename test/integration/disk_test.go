@@ -24,7 +24,7 @@ func (d *daemon) onDisk(t *testing.T, dir string) {
 	check(t, os.Rename(path, copied))
 	check(t, os.Mkdir(path, 0o755))
 	check(t, unix.Mount("tmpfs", path, "tmpfs", 0, "size=64m"))
-	check(t, os.CopyFS(path, os.DirFS(copied)))
+	check(t, errors.Join(os.RemoveAll(filepath.Join(copied, "runscd.sock")), os.CopyFS(path, os.DirFS(copied))))
 	check(t, os.RemoveAll(copied))
 	d.disk = path
 	d.start(t)
