@@ -220,13 +220,18 @@ func (r *Registry) writeSandbox(id, netNS string, c *runtime.PodSandboxConfig, a
 	return writeBundle(dir, s)
 }
 
-// writeBundle writes the configuration of an OCI bundle.
+// writeBundle writes the configuration of an OCI bundle, also in place of one: there
+// is never half of it.
 func writeBundle(dir string, s *specs.Spec) error {
 	data, err := json.Marshal(s)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "config.json"), data, 0o600)
+	path := filepath.Join(dir, "config.json")
+	if err := os.WriteFile(path+".tmp", data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".tmp", path)
 }
 
 // readBundle reads the configuration of an OCI bundle.
