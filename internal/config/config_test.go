@@ -222,6 +222,8 @@ func TestValidate(t *testing.T) {
 		"runtime.handlers.x.platform = 'ptrace'":                 `runtime.handlers.x.platform = "ptrace": not one of systrap, kvm`,
 		"runtime.handlers.x.flags = {root = '/x'}":               `runtime.handlers.x.flags.root = "/x": a flag that runscd sets itself`,
 		"runtime.handlers.x.flags = {net-raw = 'true'}":          `runtime.handlers.x.flags.net-raw = "true": a flag that runscd sets itself, by net_raw`,
+		"runtime.handlers.x.layer_size = '10GB'":                 `runtime.handlers.x.layer_size = "10GB": not a number`,
+		"kubelet.root = 'kubelet'":                               `kubelet.root = "kubelet": not an absolute path`,
 		"runtime.handlers.x.annotations = ['*']":                 `runtime.handlers.x.annotations = "*": neither a name`,
 		"runtime.handlers.x.annotations = ['a*b']":               `runtime.handlers.x.annotations = "a*b": neither a name`,
 		"runtime.handlers.x.flags = {overlay2 = 'none'}":         `runtime.handlers.x.flags.overlay2 = "none": a flag`,

@@ -115,7 +115,9 @@ func (c Cgroup) write(s setting) error {
 	switch {
 	case errors.Is(err, unix.EINVAL) && s.file == "cpu.cfs_quota_us":
 		return nil // the cgroup above has less, and version 1 has no child with more
-	case errors.Is(err, unix.EBUSY):
+	case errors.Is(err, unix.EINVAL): // such as a CPU that there is not
+		return fmt.Errorf("limit %s %s: %w: %w", s.file, s.value, err, errdefs.ErrInvalidArgument)
+	case errors.Is(err, unix.EBUSY) && s.controller == "memory":
 		return fmt.Errorf("limit %s %s: the memory is in use: %w: %w", s.file, s.value, err, errdefs.ErrFailedPrecondition)
 	case err != nil:
 		return fmt.Errorf("limit %s %s: %w", s.file, s.value, err)

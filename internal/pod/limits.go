@@ -70,7 +70,7 @@ func (p *limiter) limits(containers map[*Container]*runtime.LinuxContainerResour
 	for _, r := range containers {
 		list = append(list, r)
 	}
-	return spec.PodLimits(overhead, total, list)
+	return spec.PodLimits(overhead, total, list, p.Facts().Resources.M != nil)
 }
 
 // hold puts limits in place of those that the sandbox has. If it uses more memory

@@ -53,6 +53,9 @@ const (
 	minQuota      = 1000
 )
 
+// maxCPUTime leaves room for a product with a period: four million CPUs.
+const maxCPUTime = 1 << 42
+
 func period(r *runtime.LinuxContainerResources) int64 { return cmp.Or(r.GetCpuPeriod(), defaultPeriod) }
 
 // PodLimits returns the limits of a sandbox: the sum of its containers' and the
@@ -60,14 +63,18 @@ func period(r *runtime.LinuxContainerResources) int64 { return cmp.Or(r.GetCpuPe
 //
 // What one container does not limit the sandbox does not. Then what is said of the
 // pod is no limit either, for the kubelet's sum leaves out containers without a
-// limit. Where all containers have one, or none has, the pod's is true and bounds
-// the sum.
-func PodLimits(overhead, pod *runtime.LinuxContainerResources, containers []*runtime.LinuxContainerResources) limit.Limits {
+// limit. Where none has one the pod's is the limit. Where all have, it bounds the sum
+// if it is binding: said after the pod was made, for what was said then is old when
+// containers are changed.
+func PodLimits(overhead, pod *runtime.LinuxContainerResources, containers []*runtime.LinuxContainerResources, binding bool) limit.Limits {
 	of := containers
 	if len(of) == 0 {
 		of = []*runtime.LinuxContainerResources{pod}
 	}
-	l := limit.Limits{Shares: uint64(overhead.GetCpuShares()), Period: period(of[0]), Sizes: map[string]int64{}}
+	l := limit.Limits{Shares: uint64(overhead.GetCpuShares()), Sizes: map[string]int64{}}
+	for _, r := range of {
+		l.Period = max(l.Period, period(r))
+	}
 	names, parts := amounts(pod), make([]map[string]int64, len(containers))
 	for i, c := range containers {
 		parts[i] = amounts(c)
@@ -75,11 +82,14 @@ func PodLimits(overhead, pod *runtime.LinuxContainerResources, containers []*run
 	}
 	more, bounds := amounts(overhead), amounts(pod)
 	for name := range names {
-		sum, ok := together(name, bounds, parts)
+		sum, ok := together(name, parts)
+		if bound, bounded := bounds[name]; bounded && (!ok && sum == 0 || ok && binding && bound < sum) {
+			sum, ok = bound, true
+		}
 		switch {
 		case !ok:
 		case name == cpuTime:
-			l.Quota = max((sum+more[name])*l.Period/1e6, minQuota)
+			l.Quota = max(min(sum+more[name], maxCPUTime)*l.Period/1e6, minQuota)
 		default:
 			l.Sizes[name] = min(sum+more[name], maxResource)
 		}
@@ -95,25 +105,20 @@ func PodLimits(overhead, pod *runtime.LinuxContainerResources, containers []*run
 	return l
 }
 
-// together is the sum of one amount, false for no limit.
-func together(name string, pod map[string]int64, containers []map[string]int64) (int64, bool) {
-	sum, n := int64(0), 0
+// together is the sum of one amount, false for no limit; -1 if only some containers
+// have a limit.
+func together(name string, containers []map[string]int64) (sum int64, limited bool) {
+	n := 0
 	for _, c := range containers {
 		if v, ok := c[name]; ok {
 			sum = min(sum+v, maxResource)
 			n++
 		}
 	}
-	bound, bounded := pod[name]
-	switch {
-	case n == 0:
-		return bound, bounded
-	case n < len(containers) && !sizes[name].reserved:
-		return 0, false
-	case bounded:
-		sum = min(sum, bound)
+	if n > 0 && n < len(containers) && !sizes[name].reserved {
+		return -1, false
 	}
-	return sum, true
+	return sum, n > 0
 }
 
 // setUnion is the set of what any container may use, "" if one has no set of its own.
@@ -132,7 +137,7 @@ func setUnion(containers []*runtime.LinuxContainerResources, list func(*runtime.
 // OwnLimits are the control files by which a container sees its own limits in the
 // sandbox, and what they have. Of them pids.max is enforced there.
 func OwnLimits(r *runtime.LinuxContainerResources) map[string]string {
-	l := PodLimits(nil, nil, []*runtime.LinuxContainerResources{r})
+	l := PodLimits(nil, nil, []*runtime.LinuxContainerResources{r}, false)
 	files := map[string]string{"memory.max": unlimited, "memory.high": unlimited, "pids.max": unlimited}
 	for name := range files {
 		if size, ok := l.Sizes[name]; ok {
@@ -179,7 +184,7 @@ func sandboxResources(cfg *runtime.LinuxPodSandboxConfig, above limit.Limits) (*
 	if err := CheckResources(overhead); err != nil {
 		return nil, fmt.Errorf("overhead: %w", err)
 	}
-	l := PodLimits(overhead, pod, nil)
+	l := PodLimits(overhead, pod, nil, false)
 	if cfg.GetCgroupParent() != "" {
 		l.Quota, l.Period, l.Sizes = above.Quota, above.Period, above.Sizes
 	}

@@ -32,16 +32,22 @@ func TestPodLimits(t *testing.T) {
 			containers: []*resources{{CpuQuota: 20_000, CpuPeriod: 100_000, MemoryLimitInBytes: 2 * mib, CpuShares: 100}, {CpuQuota: 1000, CpuPeriod: 10_000, MemoryLimitInBytes: 3 * mib}},
 			want:       limit.Limits{Shares: 1134, Quota: 35_000, Period: 100_000, Sizes: sizes("memory.max", 6*mib)},
 		},
-		"one has no limit":       {pod: &resources{MemoryLimitInBytes: 2 * mib}, containers: []*resources{{MemoryLimitInBytes: 2 * mib}, {}}, want: limit.Limits{Shares: 2048, Period: 100_000}},
-		"none has a limit":       {pod: &resources{MemoryLimitInBytes: 2 * mib}, containers: []*resources{{}, nil}, want: limit.Limits{Shares: 2048, Period: 100_000, Sizes: sizes("memory.max", 2*mib)}},
-		"bounded by the pod":     {pod: &resources{MemoryLimitInBytes: 2 * mib}, containers: []*resources{{MemoryLimitInBytes: 3 * mib}}, want: limit.Limits{Shares: 1024, Period: 100_000, Sizes: sizes("memory.max", 2*mib)}},
-		"period of the first":    {containers: []*resources{cpu(10_007, 30_000)}, want: limit.Limits{Shares: 1024, Quota: 10_007, Period: 30_000}},
+		"one has no limit":   {pod: &resources{MemoryLimitInBytes: 2 * mib}, containers: []*resources{{MemoryLimitInBytes: 2 * mib}, {}}, want: limit.Limits{Shares: 2048, Period: 100_000}},
+		"none has a limit":   {pod: &resources{MemoryLimitInBytes: 2 * mib}, containers: []*resources{{}, nil}, want: limit.Limits{Shares: 2048, Period: 100_000, Sizes: sizes("memory.max", 2*mib)}},
+		"not by what is old": {pod: &resources{MemoryLimitInBytes: 2 * mib}, containers: []*resources{{MemoryLimitInBytes: 3 * mib}}, want: limit.Limits{Shares: 1024, Period: 100_000, Sizes: sizes("memory.max", 3*mib)}},
+		"bounded, not all":   {pod: &resources{MemoryLimitInBytes: 2 * mib}, containers: []*resources{{MemoryLimitInBytes: 2 * mib}, {}}, want: limit.Limits{Shares: 2048, Period: 100_000}},
+		"bounded by the pod": {pod: &resources{MemoryLimitInBytes: 2 * mib}, containers: []*resources{{MemoryLimitInBytes: 3 * mib}}, want: limit.Limits{Shares: 1024, Period: 100_000, Sizes: sizes("memory.max", 2*mib)}},
+		"no overflow of another": {
+			containers: []*resources{cpu(1<<40, 1000), cpu(1000, 1_000_000)},
+			want:       limit.Limits{Shares: 2048, Quota: 1 << 42, Period: 1_000_000},
+		},
+		"period of the only one": {containers: []*resources{cpu(10_007, 30_000)}, want: limit.Limits{Shares: 1024, Quota: 10_007, Period: 30_000}},
 		"quota without a period": {containers: []*resources{cpu(10_000, 0)}, want: limit.Limits{Shares: 1024, Quota: 10_000, Period: 100_000}},
 		"quota lifted":           {containers: []*resources{cpu(-1, 100_000)}, want: limit.Limits{Shares: 1024, Period: 100_000}},
 		"the kernel's least":     {containers: []*resources{cpu(1000, 1_000_000), {}}, want: limit.Limits{Shares: 2048, Period: 1_000_000}},
 		"no overflow": {
 			containers: []*resources{{MemoryLimitInBytes: 1 << 60, CpuQuota: 1 << 40, CpuPeriod: 1000}, {MemoryLimitInBytes: 1 << 60, CpuQuota: 1 << 40, CpuPeriod: 1000}},
-			want:       limit.Limits{Shares: 2048, Quota: 1 << 41, Period: 1000, Sizes: sizes("memory.max", 1<<60)},
+			want:       limit.Limits{Shares: 2048, Quota: (1 << 42) / 1000, Period: 1000, Sizes: sizes("memory.max", 1<<60)},
 		},
 		"swap": {
 			containers: []*resources{{MemoryLimitInBytes: mib, MemorySwapLimitInBytes: mib}, {MemoryLimitInBytes: mib, MemorySwapLimitInBytes: 3 * mib}},
@@ -62,7 +68,7 @@ func TestPodLimits(t *testing.T) {
 		"the set of a pod":  {pod: &resources{CpusetCpus: "2"}, want: limit.Limits{Period: 100_000, CPUs: "2"}},
 		"no set of a third": {containers: []*resources{{CpusetCpus: "0"}, {}}, want: limit.Limits{Shares: 2048, Period: 100_000}},
 	} {
-		got := PodLimits(tt.overhead, tt.pod, tt.containers)
+		got := PodLimits(tt.overhead, tt.pod, tt.containers, strings.HasPrefix(name, "bounded"))
 		if got.Shares != tt.want.Shares || got.Quota != tt.want.Quota || got.Period != tt.want.Period || got.CPUs != tt.want.CPUs || got.Mems != tt.want.Mems || !maps.Equal(got.Sizes, tt.want.Sizes) {
 			t.Errorf("%s: %v, want %v", name, got, tt.want)
 		}

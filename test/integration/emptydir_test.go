@@ -26,7 +26,9 @@ func (d *daemon) emptyDir(t *testing.T, uid, name string, size int) (dir string)
 	return dir
 }
 
-func at(path, source string) *runtime.Mount { return &runtime.Mount{HostPath: source, ContainerPath: path} }
+func at(path, source string) *runtime.Mount {
+	return &runtime.Mount{HostPath: source, ContainerPath: path}
+}
 
 // TestEmptyDir has volumes seen by all containers of the pod: those in memory as file
 // systems of the sandbox that are as the host's were, those on disk by the host too.

@@ -55,6 +55,7 @@ const mib = 1 << 20
 // container see its own limits from its first instruction on.
 func TestLimits(t *testing.T) {
 	d := newDaemon(t, noNetwork)
+	check(t, limitMemory(d.cgroup, 1<<30)) // as the kubelet does
 	p := d.runPod(t, func(c *runtime.PodSandboxConfig) { c.Linux.Overhead.MemoryLimitInBytes = 32 * mib })
 	const look = "cd /sys/fs/cgroup; cat cpu.max memory.max pids.max"
 	one := p.run(t, look+"; "+forever, limits(&runtime.LinuxContainerResources{
@@ -63,6 +64,7 @@ func TestLimits(t *testing.T) {
 	const seen = "20000 100000\n134217728\n8\n"
 	one.waitFor(t, seen)
 	one.says(t, look, seen)
+	one.says(t, "grep -o 'MemTotal: *[0-9]*' /proc/meminfo | tr -s ' '", "MemTotal: 1048576\n")
 	if got := p.memoryLimit(t); got != "167772160" {
 		t.Errorf("memory limit of the sandbox: %s", got)
 	}
