@@ -104,7 +104,7 @@ func (n *node) end() {
 			}
 			<-p.ended
 			for _, c := range r.ContainersOf(p) {
-				if c.State() == proc.Running {
+				if c.State() >= proc.Running { // or stopped, which is perhaps still being saved
 					<-c.ended
 				}
 			}
