@@ -96,7 +96,11 @@ func (r *Registry) recover(ctx context.Context) error {
 			continue
 		}
 		for id, c := range of { // what is held for it goes with the strays
-			logrus.WithFields(logrus.Fields{"container": id, "pod": pod}).WithError(c.Err).Error("record of a container without a pod")
+			log := logrus.WithFields(logrus.Fields{"container": id, "pod": pod})
+			if c.Err != nil {
+				log = log.WithError(c.Err)
+			}
+			log.Error("record of a container without a pod")
 			if err := r.containerRecords.Delete(id); err != nil {
 				return err
 			}

@@ -135,14 +135,18 @@ func removeCgroups(ctx context.Context, bundle string) error {
 		return nil
 	}
 	const mount = "/sys/fs/cgroup"
-	dirs, err := filepath.Glob(filepath.Join(mount, "*", s.Linux.CgroupsPath))
-	if err != nil {
-		return err
+	var dirs []string
+	for _, hierarchy := range []string{"*", ""} { // of version 1, and version 2
+		found, err := filepath.Glob(filepath.Join(mount, hierarchy, s.Linux.CgroupsPath))
+		if err != nil {
+			return err
+		}
+		dirs = append(dirs, found...)
 	}
 	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
 	defer cancel()
 	var errs []error
-	for _, dir := range append(dirs, filepath.Join(mount, s.Linux.CgroupsPath)) {
+	for _, dir := range dirs {
 		errs = append(errs, removeCgroup(ctx, dir))
 	}
 	return errors.Join(errs...)

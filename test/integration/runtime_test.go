@@ -6,8 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -40,10 +38,6 @@ func TestVersionStatusConfig(t *testing.T) {
 		t.Errorf("runtime config: %v", config)
 	}
 	check(t, d.pods.UpdateRuntimeConfig(ctx(t), &runtime.RuntimeConfig{NetworkConfig: &runtime.NetworkConfig{PodCidr: "10.0.0.0/24"}}))
-	err = d.pods.CheckpointContainer(ctx(t), &runtime.CheckpointContainerRequest{ContainerId: "none"})
-	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "CheckpointContainer") {
-		t.Errorf("RPC that is not there yet: %v", err)
-	}
 }
 
 func TestHandler(t *testing.T) {

@@ -252,6 +252,10 @@ func (p *pod) recordPath() string { return p.path("l/pods/" + p.id + ".json") }
 func (k *kubelet) diesAtStart(n int) bool {
 	t := k.t
 	cmd := exec.Command("/bin/sh", "-c", `kill -STOP $$; exec "$0" "$@"`, runscd, "serve", "--config", k.path("conf.toml"))
+	log, err := os.Create(k.path("start.log"))
+	check(t, err)
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), noSleep)
 	check(t, cmd.Start())
 	eventually(t, "the process stops", func() error {
@@ -275,8 +279,10 @@ func (k *kubelet) diesAtStart(n int) bool {
 			return nil
 		default:
 		}
-		_, err := os.Stat(k.path("s/runscd.sock"))
-		died = err != nil
+		said, err := os.ReadFile(log.Name())
+		if died = !strings.Contains(string(said), "msg=serving"); died && err == nil {
+			err = errors.New(string(said))
+		}
 		return err
 	})
 	if !died {
