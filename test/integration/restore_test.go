@@ -97,7 +97,7 @@ func TestFrozen(t *testing.T) {
 			}
 			_, err := d.raw.CheckpointPod(soon(t), saveRequest(q, t.TempDir(), nil, again[0]))
 			denied(t, err, codes.FailedPrecondition, "started too")
-			err = d.pods.StartContainer(ctx(t), q.create(t, "true").id)
+			_, err = d.pods.CreateContainer(ctx(t), q.id, q.containerConfig("true"), q.config)
 			denied(t, err, codes.FailedPrecondition, "started too")
 			_, err = d.pods.PodSandboxStats(ctx(t), q.id)
 			check(t, err)
