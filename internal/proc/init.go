@@ -413,10 +413,11 @@ func (p *Init) deleteContainer(ctx context.Context) error {
 		return nil // gone with its sandbox
 	default:
 	}
-	ctx, cancel := p.inSandbox(ctx)
+	// The call ends with the sandbox, the wait below with the caller only.
+	call, cancel := p.inSandbox(ctx)
 	defer cancel()
 	// Also what was not started: a start that was cut off may have left something.
-	err := p.Runtime.Delete(ctx, p.ID)
+	err := p.Runtime.Delete(call, p.ID)
 	if err == nil {
 		return nil
 	}
