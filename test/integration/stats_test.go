@@ -50,31 +50,29 @@ func near(got, truth uint64) bool {
 	return math.Abs(float64(got)-float64(truth)) <= 0.1*float64(truth)
 }
 
-// burn is a script that burns CPU time, about a second in 800,000 rounds, and then
-// tells how much its kernel has counted.
+// burn is a script that waits for a line, burns CPU time, about a second in 800,000
+// rounds, and waits again. Before and after it tells how much its kernel has counted.
 func burn(rounds int) string {
-	return fmt.Sprintf("i=0; while [ $i -lt %d ]; do i=$((i+1)); done; echo times; times; "+forever, rounds)
+	return fmt.Sprintf("times; read go; i=0; while [ $i -lt %d ]; do i=$((i+1)); done; times; read go", rounds)
 }
 
-// times are the microseconds that the script of burn tells.
-func (c *container) times(t *testing.T) (usec uint64) {
+// times are the microseconds that the script of burn tells at its begin, or its end.
+func (c *container) times(t *testing.T, begun int) (usec uint64) {
 	t.Helper()
-	eventually(t, "the time is burnt", func() error {
-		if lines := strings.Count(c.output(t), "\n"); lines < 3 {
-			return fmt.Errorf("%d lines", lines)
+	var lines []string
+	eventually(t, "the script tells its times", func() error {
+		if lines = strings.Split(c.output(t), "\n"); len(lines) <= 2*begun { // of itself and its children
+			return fmt.Errorf("%q", lines)
 		}
 		return nil
 	})
-	out := c.output(t)
-	for i, field := range strings.Fields(out[strings.Index(out, "times")+len("times"):]) {
+	for _, field := range strings.Fields(lines[2*(begun-1)]) { // user and system
 		minutes, rest, _ := strings.Cut(strings.TrimSuffix(field, "s"), "m")
 		m, err := strconv.ParseFloat(minutes, 64)
 		check(t, err)
 		s, err := strconv.ParseFloat(rest, 64)
 		check(t, err)
-		if i < 2 { // user and system time of the shell
-			usec += uint64((60*m + s) * 1e6)
-		}
+		usec += uint64((60*m + s) * 1e6)
 	}
 	return usec
 }
@@ -89,25 +87,38 @@ func TestCPUStats(t *testing.T) {
 				check(t, limitCPU(d.cgroup, tt.limit))
 				t.Cleanup(func() { _ = limitCPU(d.cgroup, 0) })
 			}
-			one, three := p.run(t, burn(tt.rounds)), p.run(t, burn(3*tt.rounds))
-			first, second := one.times(t), three.times(t)
-			pod, containers := p.stats(t)
-			host := pod.Cpu.UsageCoreNanoSeconds.Value / 1000
+			burners := []*container{p.run(t, burn(tt.rounds), withStdin), p.run(t, burn(3*tt.rounds), withStdin)}
+			spent := map[*container]uint64{} // by what its kernel tells, in µs
+			for _, c := range burners {
+				spent[c] -= c.times(t, 1)
+			}
+			podBefore, before := p.stats(t)
+			for _, c := range burners {
+				c.attach(t, true).write("go\n")
+			}
+			for _, c := range burners {
+				spent[c] += c.times(t, 2)
+			}
+			podAfter, after := p.stats(t)
+			host := (podAfter.Cpu.UsageCoreNanoSeconds.Value - podBefore.Cpu.UsageCoreNanoSeconds.Value) / 1000
+			all := spent[burners[0]] + spent[burners[1]]
 			// Of what the host has counted, if that is less than what the sandbox has.
-			share := min(1, float64(host)/float64(first+second))
+			share := min(1, float64(host)/float64(all))
 			sum := uint64(0)
-			for c, times := range map[*container]uint64{one: first, three: second} {
-				got := containers[c.id].Cpu.UsageCoreNanoSeconds.Value / 1000
+			for _, c := range burners {
+				total := after[c.id].Cpu.UsageCoreNanoSeconds.Value / 1000
+				got := total - before[c.id].Cpu.UsageCoreNanoSeconds.Value/1000
 				// What comes before and after takes some ticks of 10 ms.
-				if truth := uint64(float64(times) * share); !near(got, truth) && !near(got, truth+40_000) {
+				if truth := uint64(float64(spent[c]) * share); !near(got, truth) && !near(got, truth+40_000) {
 					t.Errorf("%d µs of CPU time, the container has spent %d", got, truth)
 				}
-				sum += got
+				sum += total
 			}
-			if sum > host || host > p.host(t)["cpu.stat.usage_usec"] {
-				t.Errorf("%d µs of the containers, %d of the pod, %v of the host", sum, host, p.host(t))
+			pod, total := podAfter.Cpu.UsageCoreNanoSeconds.Value/1000, p.host(t)["cpu.stat.usage_usec"]
+			if sum > pod || pod > total {
+				t.Errorf("%d µs of the containers, %d of the pod, %d of the host", sum, pod, total)
 			}
-			t.Logf("burnt %d and %d µs, host %d", first, second, host) // with -v
+			t.Logf("burnt %d and %d µs, host %d", spent[burners[0]], spent[burners[1]], host)
 		})
 	}
 }
