@@ -109,9 +109,11 @@ func serve(ctx context.Context, c *config.Config) error {
 	}
 	defer sessions.Close()
 	server := grpc.NewServer(append(cri.ServerOptions(), d.ServerOptions()...)...)
-	runtime.RegisterRuntimeServiceServer(server, cri.NewRuntimeServer(pods, cri.Options{
+	service := cri.NewRuntimeServer(pods, cri.Options{
 		Version: version, SystemdCgroup: pods.SystemdCgroup, Sessions: sessions, Info: info,
-	}))
+	})
+	runtime.RegisterRuntimeServiceServer(server, service)
+	cri.RegisterPods(server, service)
 	runtime.RegisterImageServiceServer(server, cri.NewImageServer(d.Pulls(images), func(handler string) error {
 		_, err := pods.Handler(handler)
 		return err

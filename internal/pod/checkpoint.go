@@ -276,7 +276,7 @@ func recoverCheckpoint(ctx context.Context, p *Pod) error {
 	if s.Path == "" {
 		return nil
 	}
-	err := p.init.RecoverSave(ctx)
+	err := p.init.Resume(ctx)
 	if s.Scratch {
 		err = errors.Join(err, os.RemoveAll(s.Path))
 	} else {

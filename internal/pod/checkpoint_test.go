@@ -253,3 +253,48 @@ func TestAHalfRestoredPodIsUndone(t *testing.T) {
 	n.open()
 	n.nothing(before...)
 }
+
+// TestPause has a paused pod refuse what would have to run in it, outlive the daemon
+// as it is, and end when it is told to.
+func TestPause(t *testing.T) {
+	n := newNode(t)
+	pod := n.runPod("one")
+	c := n.start(pod, "a", "trap")
+	pause := func() { n.must(Pause(t.Context(), n.Registry, pod)) }
+	refuses := func() {
+		t.Helper()
+		_, err := n.ExecSync(t.Context(), c.ID, []string{"exit"}, 0)
+		n.is(err, errdefs.IsFailedPrecondition, "paused")
+		_, err = n.CreateContainer(t.Context(), n.containerRequest(pod, "late", "sleep"))
+		n.is(err, errdefs.IsFailedPrecondition, "paused")
+		_, err = n.save(pod, c)
+		n.is(err, errdefs.IsFailedPrecondition, "paused")
+	}
+	pause()
+	pause() // once is enough
+	refuses()
+	n.crash()
+	n.open()
+	c = n.found(c)
+	refuses()
+	n.must(Resume(t.Context(), n.Registry, pod))
+	n.must(Resume(t.Context(), n.Registry, pod))
+	_, err := n.ExecSync(t.Context(), c.ID, []string{"exit"}, 0)
+	n.must(err)
+
+	n.Fail("rpc.Pause", "no such luck")
+	n.is(Pause(t.Context(), n.Registry, pod), func(err error) bool { return err != nil }, "no such luck")
+	n.Clear("rpc.Pause")
+	_, err = n.ExecSync(t.Context(), c.ID, []string{"exit"}, 0)
+	n.must(err)
+
+	pause()
+	n.must(n.StopContainer(t.Context(), c.ID, time.Minute))
+	n.ended(c, 0, reasonCompleted) // by its signal
+	pause()
+	n.must(n.StopPod(t.Context(), pod))
+	n.is(Pause(t.Context(), n.Registry, pod), errdefs.IsFailedPrecondition, "not running")
+	n.must(n.RemovePod(t.Context(), pod))
+	n.is(Pause(t.Context(), n.Registry, pod), errdefs.IsNotFound, pod)
+	n.nothing()
+}

@@ -17,6 +17,7 @@ type Description struct {
 	NetNS   string      `json:"netns,omitempty"`
 	Cgroup  string      `json:"memoryCgroup,omitempty"`
 	Message string      `json:"message,omitempty"` // why the sandbox died
+	Paused  bool        `json:"paused,omitempty"`
 	Spec    *specs.Spec `json:"runtimeSpec,omitempty"`
 }
 
@@ -38,7 +39,7 @@ func describe(p *Pod, init *proc.Init) Description {
 	f := p.Facts()
 	d := Description{
 		State: init.State().String(), Bundle: init.Bundle, Runsc: init.Runtime.Path(),
-		Handler: f.Handler, Cgroup: f.Cgroup, Message: f.Message,
+		Handler: f.Handler, Cgroup: f.Cgroup, Message: f.Message, Paused: f.Paused,
 	}
 	if p.State() == proc.Running {
 		d.PID = f.Host.PID

@@ -51,6 +51,8 @@ type podRecord struct {
 	Message  string `json:"message,omitempty"` // why the sandbox died
 	// Saving is where the pod is being saved.
 	Saving saving `json:"saving,omitzero"`
+	// Paused says that the pod is paused, or about to be.
+	Paused bool `json:"paused,omitempty"`
 	// Restored says that the pod was made of a checkpoint.
 	Restored bool `json:"restored,omitempty"`
 	// Shm is the container that the sandbox knows as the one of /dev/shm.

@@ -140,6 +140,9 @@ func (r *Registry) recoverPod(ctx context.Context, p *Pod, containers loaded[con
 		if err := recoverCheckpoint(asking, p); err != nil {
 			log.WithError(err).Error("checkpoint that was not finished")
 		}
+		if err := recoverPause(asking, p); err != nil {
+			log.WithError(err).Error("paused pod")
+		}
 	}
 	for id, l := range containers {
 		var err error

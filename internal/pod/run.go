@@ -206,7 +206,11 @@ func (r *Registry) StopContainer(ctx context.Context, id string, timeout time.Du
 	if c.State() != proc.Running {
 		return nil
 	}
-	if err := c.Pod.thawed(); err != nil { // it cannot hear a signal
+	// A paused container, or one that is frozen, cannot hear a signal.
+	if err := Resume(ctx, r, c.Pod.ID); err != nil {
+		logrus.WithField("container", c.ID).WithError(err).Warn("stop of a container that is paused")
+	}
+	if err := c.Pod.thawed(); err != nil {
 		c.killed.Store(true)
 		if err := c.Pod.condemn(ctx, fmt.Errorf("stop of container %s: %w", c.ID, err)); err != nil {
 			return err

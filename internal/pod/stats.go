@@ -162,7 +162,7 @@ type answer struct {
 
 // ask asks the sandbox. It returns nil when there is no answer in time.
 func (p *Pod) ask(ctx context.Context, containers []*Container) *answer {
-	if p.thawed() != nil {
+	if len(awaited(p)) > 0 { // it does not answer before it is restored
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.home.statsTimeout)

@@ -37,8 +37,12 @@ func awaited(p *Pod) []string {
 	return names
 }
 
-// thawed returns an error while a restored pod is frozen. It is ErrFailedPrecondition.
+// thawed returns an error while nothing in the pod can run: it is restored and frozen, or
+// paused. It is ErrFailedPrecondition.
 func (p *Pod) thawed() error {
+	if p.Facts().Paused {
+		return fmt.Errorf("pod sandbox %s: paused: %w", p.ID, errdefs.ErrFailedPrecondition)
+	}
 	if names := awaited(p); len(names) > 0 {
 		return fmt.Errorf("pod sandbox %s: restored from a checkpoint, and runs when these containers are started too: %q: %w", p.ID, names, errdefs.ErrFailedPrecondition)
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 // saveTimeout bounds how long a sandbox may write a checkpoint, at which it cannot
-// be stopped. resumeTimeout is how long it may take to go on.
+// be stopped. resumeTimeout is how long it may take to pause, or to go on.
 const (
 	saveTimeout   = time.Hour
 	resumeTimeout = 10 * time.Second
@@ -38,10 +38,10 @@ func (p *Init) Save(ctx context.Context, dir string, o runsc.CheckpointOptions, 
 	defer cancel()
 	begin := time.Now()
 	if err := p.control.Pause(patient); err != nil {
-		return 0, errors.Join(err, p.RecoverSave(context.WithoutCancel(ctx)))
+		return 0, errors.Join(err, p.Resume(context.WithoutCancel(ctx)))
 	}
 	defer func() {
-		err = errors.Join(err, p.resume(ctx))
+		err = errors.Join(err, p.goOn(ctx))
 		paused = time.Since(begin)
 	}()
 	if err := settle(ctx); err != nil {
@@ -56,8 +56,8 @@ func (p *Init) Save(ctx context.Context, dir string, o runsc.CheckpointOptions, 
 	return 0, ctx.Err()
 }
 
-// resume lets a sandbox go on also when ctx has ended. One that is gone is no error.
-func (p *Init) resume(ctx context.Context) error {
+// goOn lets a paused sandbox go on, also when ctx has ended. One that is gone is no error.
+func (p *Init) goOn(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumeTimeout)
 	defer cancel()
 	if err := p.control.Resume(ctx); err != nil && !errdefs.IsUnavailable(err) {
@@ -76,9 +76,26 @@ func (p *Init) Alive(ctx context.Context) error {
 	return err
 }
 
-// RecoverSave lets a sandbox go on that was paused by a Save which was cut off by the
-// end of the daemon, or did not hear that it is paused.
-func (p *Init) RecoverSave(ctx context.Context) error {
+// Pause stops all processes in the sandbox where they are. After an error they are not
+// stopped.
+func (p *Init) Pause(ctx context.Context) error {
+	end, err := p.life.Begin(ctx, OpPause)
+	if err != nil {
+		return err
+	}
+	defer end()
+	// Not cut off half-way, as in Save.
+	patient, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumeTimeout)
+	defer cancel()
+	if err := p.control.Pause(patient); err != nil {
+		return errors.Join(err, p.Resume(context.WithoutCancel(ctx)))
+	}
+	return nil
+}
+
+// Resume lets a sandbox go on that is paused: by Pause, or by a Save which was cut off
+// by the end of the daemon. One that is not paused, or gone, is no error.
+func (p *Init) Resume(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, resumeTimeout)
 	defer cancel()
 	paused, err := p.control.Paused(limited)
@@ -88,7 +105,7 @@ func (p *Init) RecoverSave(ctx context.Context) error {
 	if err != nil || !paused {
 		return err
 	}
-	return p.resume(ctx)
+	return p.goOn(ctx)
 }
 
 // Restore is Start for a root container that comes back from the checkpoint in dir.

@@ -37,6 +37,7 @@ const (
 	OpUpdate
 	OpStat
 	OpSave
+	OpPause
 	OpDelete
 )
 
@@ -58,6 +59,7 @@ var ops = [...]struct {
 	OpUpdate: {"update", [...]bool{false, true, true, false, false}, false},
 	OpStat:   {"stat", [...]bool{false, true, true, false, false}, false},
 	OpSave:   {"save", [...]bool{false, false, true, false, false}, false},
+	OpPause:  {"pause", [...]bool{false, false, true, false, false}, false},
 	OpDelete: {"delete", [...]bool{true, true, true, true, true}, true},
 }
 

@@ -19,6 +19,7 @@ resize    -        yes     yes     -       -
 update    -        yes     yes     -       -
 stat      -        yes     yes     -       -
 save      -        -       yes     -       -
+pause     -        -       yes     -       -
 delete    yes      yes     yes     yes     yes      exclusive
 `
 
