@@ -34,11 +34,14 @@ func (s *stopwatch) time(name string, call func() error) error {
 	if err := call(); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	took := time.Since(begin)
+	s.add(name, time.Since(begin))
+	return nil
+}
+
+func (s *stopwatch) add(name string, took time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.times[name] = append(s.times[name], took)
-	return nil
 }
 
 func (s *stopwatch) calls() Calls {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,7 +14,7 @@ import (
 
 // floor takes bare runsc through what runscd is measured at, with the bundles
 // and flags of a pod that the daemon has made.
-func (n *node) floor(ctx context.Context, pods int, r *Report) error {
+func (n *node) floor(ctx context.Context, pods int, r *Report) (err error) {
 	p, err := n.sleeper(ctx, "model", 1)
 	if err != nil {
 		return err
@@ -25,7 +26,7 @@ func (n *node) floor(ctx context.Context, pods int, r *Report) error {
 	if err := n.remove(ctx, p); err != nil {
 		return err
 	}
-	defer network.RemoveNS(b.netNS)
+	defer func() { err = errors.Join(err, b.remove()) }()
 	watch := newStopwatch()
 	before := busy()
 	for range pods {
@@ -34,12 +35,7 @@ func (n *node) floor(ctx context.Context, pods int, r *Report) error {
 			{"start", b.step("start", b.sandboxID)},
 			{"run", b.step("run", "--detach", "--bundle", b.container, b.containerID)},
 			{"exec", b.step("exec", b.containerID, "true")},
-			{"delete both", func(ctx context.Context) error {
-				if err := b.step("delete", "--force", b.containerID)(ctx); err != nil {
-					return err
-				}
-				return b.step("delete", "--force", b.sandboxID)(ctx)
-			}},
+			{"delete both", b.delete},
 		}); err != nil {
 			return err
 		}
@@ -58,6 +54,7 @@ type bare struct {
 	flags                  []string
 	netNS                  string
 	sandbox, container     string // bundles
+	mounted                string // the copy of the pod's directory
 	sandboxID, containerID string
 }
 
@@ -66,6 +63,7 @@ func (n *node) bareOf(ctx context.Context, p *pod) (*bare, error) {
 	id, cid := p.id, p.containers[0]
 	b := &bare{
 		runsc: n.runsc, netNS: n.path("bare-netns"), sandbox: n.path("bare-sandbox"), container: n.path("bare-container"),
+		mounted:   n.path("state/pods/" + strings.Repeat("b", len(id))),
 		sandboxID: strings.Repeat("b", len(id)), containerID: strings.Repeat("c", len(cid)),
 	}
 	var err error
@@ -97,7 +95,12 @@ func (n *node) bareOf(ctx context.Context, p *pod) (*bare, error) {
 		return nil, err
 	}
 	// What the containers mount from the pod's directory.
-	return b, command(ctx, "cp", "-a", n.path("state/pods/"+id), n.path("state/pods/"+b.sandboxID))
+	return b, command(ctx, "cp", "-a", n.path("state/pods/"+id), b.mounted)
+}
+
+// remove removes what bareOf has made.
+func (b *bare) remove() error {
+	return errors.Join(network.RemoveNS(b.netNS), os.RemoveAll(b.sandbox), os.RemoveAll(b.container), os.RemoveAll(b.mounted))
 }
 
 // flagsOf are the global flags that the daemon gave to runsc for a sandbox, as
@@ -136,24 +139,36 @@ func (b *bare) step(args ...string) func(context.Context) error {
 	}
 }
 
+// run makes the pod.
+func (b *bare) run(ctx context.Context) error {
+	return inTurn(ctx, b.step("create", "--bundle", b.sandbox, b.sandboxID), b.step("start", b.sandboxID),
+		b.step("run", "--detach", "--bundle", b.container, b.containerID))
+}
+
+// delete ends the pod.
+func (b *bare) delete(ctx context.Context) error {
+	return inTurn(ctx, b.step("delete", "--force", b.containerID), b.step("delete", "--force", b.sandboxID))
+}
+
+func inTurn(ctx context.Context, calls ...func(context.Context) error) error {
+	for _, call := range calls {
+		if err := call(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // execs measures runsc exec.
 func (b *bare) execs(ctx context.Context, count int) (map[string]Execs, error) {
-	for _, s := range []func(context.Context) error{
-		b.step("create", "--bundle", b.sandbox, b.sandboxID), b.step("start", b.sandboxID),
-		b.step("run", "--detach", "--bundle", b.container, b.containerID),
-	} {
-		if err := s(ctx); err != nil {
-			return nil, err
-		}
+	if err := b.run(ctx); err != nil {
+		return nil, err
 	}
 	found, err := execsAtOnce(ctx, count, b.step("exec", b.containerID, "true"))
 	if err != nil {
 		return nil, err
 	}
-	if err := b.step("delete", "--force", b.containerID)(ctx); err != nil {
-		return nil, err
-	}
-	return found, b.step("delete", "--force", b.sandboxID)(ctx)
+	return found, b.delete(ctx)
 }
 
 // plugins measures the CNI plugins alone.

@@ -113,13 +113,8 @@ func (n *node) log(ctx context.Context, clients int) (LogReport, error) {
 
 // log has bare runsc run the same program, its output going to a file.
 func (b *bare) log(ctx context.Context) (rate float64, err error) {
-	for _, s := range []func(context.Context) error{
-		b.step("create", "--bundle", b.sandbox, b.sandboxID), b.step("start", b.sandboxID),
-		b.step("run", "--detach", "--bundle", b.container, b.containerID),
-	} {
-		if err := s(ctx); err != nil {
-			return 0, err
-		}
+	if err := b.run(ctx); err != nil {
+		return 0, err
 	}
 	out, err := os.Create(filepath.Join(b.container, "out"))
 	if err != nil {
@@ -135,8 +130,5 @@ func (b *bare) log(ctx context.Context) (rate float64, err error) {
 	if rate, err = logRate(told.String()); err != nil {
 		return 0, err
 	}
-	if err := b.step("delete", "--force", b.containerID)(ctx); err != nil {
-		return 0, err
-	}
-	return rate, b.step("delete", "--force", b.sandboxID)(ctx)
+	return rate, b.delete(ctx)
 }

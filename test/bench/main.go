@@ -1,7 +1,7 @@
 // Command bench measures runscd on this machine and prints JSON: the latency of
 // the CRI calls that make up a pod's life, what a pod costs in memory,
-// processes and CPU, and the throughput of a log and of port-forward; beside each,
-// where there is one, the floor: bare runsc doing the same with the same flags in the same
+// processes and CPU, the throughput of a log and of port-forward, and what it takes to
+// save a pod and restore it; beside each, where there is one, the floor: bare runsc doing the same with the same flags in the same
 // run.
 //
 // It needs root, and lives in a network namespace of its own.
@@ -103,6 +103,8 @@ type Report struct {
 	Attached map[string]LogReport `json:"log_with_attached_clients"`
 	Forward  ForwardReport        `json:"port_forward"`
 	Stats    StatsReport          `json:"stats"`
+	// Checkpoint is about pods that are saved and restored.
+	Checkpoint CheckpointReport `json:"checkpoint"`
 	// Recovery is of few pods and of many.
 	Recovery [2]RecoveryReport `json:"recovery"`
 }
@@ -119,6 +121,7 @@ func measure(ctx context.Context, node *node, n int) (*Report, error) {
 		func(ctx context.Context) error { return node.logs(ctx, r) },
 		func(ctx context.Context) (err error) { r.Forward, err = node.forward(ctx); return },
 		func(ctx context.Context) error { return node.floor(ctx, n, r) },
+		func(ctx context.Context) (err error) { r.Checkpoint, err = node.checkpoints(ctx); return },
 		func(ctx context.Context) error { return node.footprint(ctx, n, r) },
 		func(ctx context.Context) (err error) { r.Stats, err = node.stats(ctx); return },
 		func(ctx context.Context) (err error) { r.Recovery[1], err = node.recovery(ctx, 100); return },

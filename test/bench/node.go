@@ -125,8 +125,10 @@ func (n *node) stop() {
 // pod is a pod of some containers.
 type pod struct {
 	config     *runtime.PodSandboxConfig
+	mounts     []*runtime.Mount // of each container
 	id         string
 	containers []string
+	configs    []*runtime.ContainerConfig
 }
 
 func (n *node) newPod(name string) *pod {
@@ -144,13 +146,12 @@ func (n *node) runPod(ctx context.Context, p *pod) error {
 
 func (n *node) create(ctx context.Context, p *pod, command ...string) error {
 	name := fmt.Sprint("c", len(p.containers))
-	r, err := n.pods.CreateContainer(ctx, &runtime.CreateContainerRequest{
-		PodSandboxId: p.id, SandboxConfig: p.config, Config: &runtime.ContainerConfig{
-			Metadata: &runtime.ContainerMetadata{Name: name}, Image: &runtime.ImageSpec{Image: n.image},
-			Command: command, LogPath: p.config.Metadata.Name + "-" + name + ".log",
-		},
-	})
-	p.containers = append(p.containers, r.GetContainerId())
+	config := &runtime.ContainerConfig{
+		Metadata: &runtime.ContainerMetadata{Name: name}, Image: &runtime.ImageSpec{Image: n.image},
+		Command: command, Mounts: p.mounts, LogPath: p.config.Metadata.Name + "-" + name + ".log",
+	}
+	r, err := n.pods.CreateContainer(ctx, &runtime.CreateContainerRequest{PodSandboxId: p.id, SandboxConfig: p.config, Config: config})
+	p.containers, p.configs = append(p.containers, r.GetContainerId()), append(p.configs, config)
 	return err
 }
 
@@ -159,8 +160,10 @@ func (n *node) start(ctx context.Context, p *pod) error {
 	return err
 }
 
-func (n *node) execTrue(ctx context.Context, p *pod) error {
-	r, err := n.pods.ExecSync(ctx, &runtime.ExecSyncRequest{ContainerId: p.containers[0], Cmd: []string{"true"}})
+func (n *node) execTrue(ctx context.Context, p *pod) error { return n.execIn(ctx, p.containers[0]) }
+
+func (n *node) execIn(ctx context.Context, container string) error {
+	r, err := n.pods.ExecSync(ctx, &runtime.ExecSyncRequest{ContainerId: container, Cmd: []string{"true"}})
 	if err == nil && r.ExitCode != 0 {
 		err = fmt.Errorf("exec: exit code %d", r.ExitCode)
 	}
