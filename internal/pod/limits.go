@@ -63,14 +63,27 @@ func (p *limiter) living() map[*Container]*runtime.LinuxContainerResources {
 	return living
 }
 
-// limits are what the sandbox may use if its containers may use that.
+// What a sandbox and each of its containers take before any program does, and some
+// more: with less no container starts.
+const (
+	sandboxMemory   = 16 << 20
+	containerMemory = 8 << 20
+)
+
+// limits are what the sandbox may use if its containers may use that. It never is
+// less memory than it takes to start them: who limits a container thinks of its
+// program.
 func (p *limiter) limits(containers map[*Container]*runtime.LinuxContainerResources) limit.Limits {
 	overhead, total := p.resources()
 	list := make([]*runtime.LinuxContainerResources, 0, len(containers))
 	for _, r := range containers {
 		list = append(list, r)
 	}
-	return spec.PodLimits(overhead, total, list, p.Facts().Resources.M != nil)
+	l := spec.PodLimits(overhead, total, list, p.Facts().Resources.M != nil)
+	if memory, limited := l.Sizes["memory.max"]; limited && len(list) > 0 {
+		l.Sizes["memory.max"] = max(memory, sandboxMemory+containerMemory*int64(len(list)))
+	}
+	return l
 }
 
 // hold puts limits in place of those that the sandbox has. If it uses more memory

@@ -130,8 +130,8 @@ func TestALimitThatIsTooLow(t *testing.T) {
 	n := newNode(t)
 	p, cgroup := n.limited()
 	before := n.leftovers()
-	_, err := n.uses(p.ID, "low", &runtime.LinuxContainerResources{MemoryLimitInBytes: 16 * mib})
-	n.is(err, errdefs.IsFailedPrecondition, "memory limit of 16777216 bytes for the sandbox")
+	_, err := n.uses(p.ID, "low", &runtime.LinuxContainerResources{MemoryLimitInBytes: 32 * mib})
+	n.is(err, errdefs.IsFailedPrecondition, "memory limit of 33554432 bytes for the sandbox")
 	n.nothing(before...)
 	n.held(cgroup, map[string]string{"memory.max": "max"})
 
@@ -146,6 +146,23 @@ func TestALimitThatIsTooLow(t *testing.T) {
 	n.must(os.WriteFile(stat, []byte("anon 50000000\nshmem 1\n"), 0o600))
 	p.limiter.relimit()
 	n.held(cgroup, map[string]string{"memory.max": "73400320"})
+}
+
+// TestALimitForTheProgram has a sandbox get what it takes to start its containers,
+// where they may use less.
+func TestALimitForTheProgram(t *testing.T) {
+	n := newNode(t)
+	p, cgroup := n.limited()
+	n.must(os.WriteFile(filepath.Join(cgroup, "memory.stat"), []byte("anon 9000000\nshmem 1\n"), 0o600))
+	c, err := n.uses(p.ID, "one", &runtime.LinuxContainerResources{MemoryLimitInBytes: 4 * mib})
+	n.must(err)
+	n.held(cgroup, map[string]string{"memory.max": "25165824"})
+	if got := n.CgroupFile(c.ID, "memory.max"); got != "4194304" {
+		t.Errorf("the container sees %q", got)
+	}
+	_, err = n.uses(p.ID, "two", &runtime.LinuxContainerResources{MemoryLimitInBytes: 30 * mib})
+	n.must(err)
+	n.held(cgroup, map[string]string{"memory.max": "35651584"})
 }
 
 // TestUnifiedOnVersion1 has only what the sandbox itself can do.

@@ -267,11 +267,15 @@ func (c Cgroup) OOMKills() (uint64, error) {
 // the kernel kill; for people.
 func (c Cgroup) Shortage() string {
 	for ; c.Path() != "/"; c = c.Parent() {
+		limit := c.MemoryLimit()
 		hit, exact := c.figure("memory.events.oom")
-		if !exact { // version 1 counts how often the limit was met
+		if !exact { // version 1 counts how often the limit was met, but not with swap
 			hit, _ = c.figure("memory.events.max")
+			if peak, _ := c.figure("memory.peak"); peak >= limit {
+				hit++
+			}
 		}
-		if limit := c.MemoryLimit(); limit > 0 && hit > 0 {
+		if limit > 0 && hit > 0 {
 			return fmt.Sprintf("memory limit of %d bytes of cgroup %s", limit, c.Path())
 		}
 	}

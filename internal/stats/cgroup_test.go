@@ -152,6 +152,20 @@ func TestShortage(t *testing.T) {
 			t.Errorf("%s: %q, want %q", c.Path(), got, want)
 		}
 	}
+	// Version 1 does not count that a limit of memory and swap together was met.
+	swap := Cgroup{t.TempDir(), ""}
+	swap.Memory = filepath.Join(swap.Root, "memory/pod")
+	if err := os.MkdirAll(swap.Memory, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]string{"limit_in_bytes": "4096\n", "max_usage_in_bytes": "4096\n", "failcnt": "0\n"} {
+		if err := os.WriteFile(filepath.Join(swap.Memory, "memory."+name), []byte(value), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := swap.Shortage(); got != "memory limit of 4096 bytes of cgroup /pod" {
+		t.Errorf("%q", got)
+	}
 	// Where no limit was met, it was the machine's memory.
 	root := t.TempDir()
 	if err := errors.Join(os.CopyFS(root, os.DirFS("testdata/v2")),

@@ -184,23 +184,20 @@ func TestUpdateSavesAContainer(t *testing.T) {
 	}
 }
 
-// TestALimitBelowTheSandbox has a container refused that could not even be started.
+// TestALimitBelowTheSandbox has containers run with less memory than their sandbox
+// takes, and killed for what their programs take beyond.
 func TestALimitBelowTheSandbox(t *testing.T) {
 	d := newDaemon(t, noNetwork)
-	p := d.runPod(t)
-	config := p.containerConfig(forever)
-	config.Linux.Resources.MemoryLimitInBytes = 4 * mib
-	_, err := d.pods.CreateContainer(ctx(t), p.id, config, p.config)
-	refused(t, err, codes.FailedPrecondition, "memory limit of 4194304 bytes for the sandbox")
-	config.Metadata.Attempt = 1
-	config.Linux.Resources.MemoryLimitInBytes = 10 * mib
-	id, err := d.pods.CreateContainer(ctx(t), p.id, config, p.config)
-	check(t, err)
-	c := &container{pod: p, id: id, config: config}
-	if err := d.pods.StartContainer(ctx(t), id); err != nil {
-		refused(t, err, codes.Unknown, "killed by the kernel for memory: memory limit of 10485760 bytes")
+	small := func(c *runtime.ContainerConfig) {
+		c.Linux.Resources = &runtime.LinuxContainerResources{MemoryLimitInBytes: 12 * mib, MemorySwapLimitInBytes: 12 * mib}
 	}
-	if s := c.ended(t); s.Reason != "OOMKilled" || !strings.Contains(s.Message, "memory limit of 10485760 bytes") {
+	p := d.runPod(t)
+	one, two := p.run(t, forever, small), p.run(t, forever, small)
+	for _, c := range []*container{one, two} {
+		c.says(t, "cat /sys/fs/cgroup/memory.max", "12582912\n")
+	}
+	hog := d.runPod(t).run(t, "dd if=/dev/zero of=/dev/null bs=48M", small)
+	if s := hog.ended(t); s.ExitCode != 137 || s.Reason != "OOMKilled" || !strings.Contains(s.Message, "memory limit of 25165824 bytes") {
 		t.Errorf("status: %v", s)
 	}
 }
