@@ -185,7 +185,8 @@ func handlersOf(c *config.Config, o *observe.Observer) (map[string]*pod.Handler,
 		if err != nil {
 			return nil, fmt.Errorf("runtime handler %q: %w", name, err)
 		}
-		flags := []string{"--platform=" + h.Platform, "--shared-root=" + c.State}
+		// Who must not gain by set-user-id programs has no_new_privs.
+		flags := []string{"--platform=" + h.Platform, "--shared-root=" + c.State, "--allow-suid"}
 		if c.Cgroup.DriverInUse() == "systemd" {
 			flags = append(flags, "--systemd-cgroup")
 		}

@@ -7,6 +7,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/runscd/runscd/test/registry/loopback"
 )
 
 // TestSeccomp has the profiles hold in the container's process and in what is
@@ -56,4 +58,40 @@ func TestSeccomp(t *testing.T) {
 	filtered(runtime.SecurityProfile_Localhost, file)(config)
 	_, err := d.pods.CreateContainer(ctx(t), p.id, config, p.config)
 	refused(t, err, codes.Unimplemented, file, "SCMP_ACT_LOG")
+}
+
+// TestSetUserID has programs that are set-user-id work, such as su, where nothing
+// forbids it.
+func TestSetUserID(t *testing.T) {
+	d := newDaemon(t, noNetwork)
+	busybox, err := os.ReadFile("/bin/busybox")
+	check(t, err)
+	layer, err := loopback.Layer(false, loopback.File("bin/su", 0o4755, busybox),
+		loopback.File("etc/passwd", 0o644, []byte("root::0:0::/:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n")))
+	check(t, err)
+	img, err := loopback.Busybox(loopback.Config(), layer)
+	check(t, err)
+	ref, err := registry.Put("setuserid:1", img)
+	check(t, err)
+	d.image, err = d.images.PullImage(ctx(t), &runtime.ImageSpec{Image: ref}, nil, nil)
+	check(t, err)
+	d.layer = len(d.snapshots())
+	p := d.runPod(t)
+	host := t.TempDir()
+	check(t, os.WriteFile(filepath.Join(host, "su"), busybox, 0o755))
+	check(t, os.Chmod(filepath.Join(host, "su"), 0o755|os.ModeSetuid))
+	run := func(noNewPrivs bool) *container {
+		return p.run(t, forever, security(func(s *runtime.LinuxContainerSecurityContext) {
+			s.NoNewPrivs, s.RunAsUser = noNewPrivs, &runtime.Int64Value{Value: 1000}
+		}), func(c *runtime.ContainerConfig) {
+			c.Mounts = []*runtime.Mount{
+				{HostPath: host, ContainerPath: "/plain"},
+				{HostPath: host, ContainerPath: "/nosuid", MountOptions: []string{"nosuid"}},
+			}
+		})
+	}
+	c := run(false)
+	c.says(t, "id -u; /bin/su -c 'id -u'; /plain/su -c 'id -u'", "1000\n0\n0\n")
+	c.fails(t, "/nosuid/su -c id", "must be suid")
+	run(true).fails(t, "/bin/su -c id", "must be suid")
 }
