@@ -138,7 +138,7 @@ func containerStatus(c *pod.Container) *runtime.ContainerStatus {
 }
 
 // statusMounts are a container's mounts, with the ids of mounted images: the
-// kubelet keeps those from being removed.
+// kubelet keeps those from being removed, and tells users which they are.
 func statusMounts(mounts []*runtime.Mount, ids map[int]string) []*runtime.Mount {
 	if len(ids) == 0 {
 		return mounts
@@ -146,7 +146,7 @@ func statusMounts(mounts []*runtime.Mount, ids map[int]string) []*runtime.Mount 
 	list := slices.Clone(mounts)
 	for i, id := range ids {
 		m := proto.CloneOf(mounts[i])
-		m.Image.Image = id
+		m.Image.Image, m.Image.ImageRef = id, id
 		list[i] = m
 	}
 	return list

@@ -97,13 +97,13 @@ func TestAContainerThatFailsLeavesNothing(t *testing.T) {
 		}, isAny, "no such file"},
 		"no root file system": {func(n *node, _ *runtime.CreateContainerRequest) func() { n.images.mountErr = errFault; return nil }, isFault, ""},
 		"no image of a volume": {func(_ *node, r *runtime.CreateContainerRequest) func() {
-			r.Config.Mounts = []*runtime.Mount{{ContainerPath: "/v", Image: &runtime.ImageSpec{Image: "none"}}}
+			r.Config.Mounts = []*runtime.Mount{{ContainerPath: "/v", Readonly: true, Image: &runtime.ImageSpec{Image: "none"}}}
 			return nil
 		}, errdefs.IsNotFound, `ImageVolumeMountFailed: mounts[0] "/v": image "none"`},
 		"no path in a volume": {func(_ *node, r *runtime.CreateContainerRequest) func() {
 			r.Config.Mounts = []*runtime.Mount{
-				{ContainerPath: "/v", Image: &runtime.ImageSpec{Image: "busybox"}},
-				{ContainerPath: "/w", Image: &runtime.ImageSpec{Image: "busybox"}, ImageSubPath: "none"},
+				{ContainerPath: "/v", Readonly: true, Image: &runtime.ImageSpec{Image: "busybox"}},
+				{ContainerPath: "/w", Readonly: true, Image: &runtime.ImageSpec{Image: "busybox"}, ImageSubPath: "none"},
 			}
 			return nil
 		}, errdefs.IsInvalidArgument, `ImageVolumeMountFailed: mounts[1] "/w": image "busybox": image_sub_path "none"`},

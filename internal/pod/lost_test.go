@@ -38,7 +38,7 @@ func (n *node) damage(kind, id string, how func([]byte) []byte) {
 func (n *node) withVolume(pod, name string) *Container {
 	n.t.Helper()
 	req := n.containerRequest(pod, name, "sleep")
-	req.Config.Mounts = []*runtime.Mount{{ContainerPath: "/image", Image: &runtime.ImageSpec{Image: "busybox"}}}
+	req.Config.Mounts = []*runtime.Mount{{ContainerPath: "/image", Readonly: true, Image: &runtime.ImageSpec{Image: "busybox"}}}
 	id, err := n.CreateContainer(n.t.Context(), req)
 	n.must(err)
 	n.must(n.StartContainer(n.t.Context(), id))

@@ -146,6 +146,8 @@ func bind(m *runtime.Mount, mounted string) (specs.Mount, error) {
 		return specs.Mount{}, fmt.Errorf("the sandbox has its own %s: %w", destination, errdefs.ErrInvalidArgument)
 	case image && m.GetHostPath() != "":
 		return specs.Mount{}, fmt.Errorf("host_path %q and image %q: %w", m.GetHostPath(), m.GetImage().GetImage(), errdefs.ErrInvalidArgument)
+	case image && !m.GetReadonly():
+		return specs.Mount{}, fmt.Errorf("image %q without readonly: %w", m.GetImage().GetImage(), errdefs.ErrInvalidArgument)
 	case !image && m.GetImageSubPath() != "":
 		return specs.Mount{}, fmt.Errorf("image_sub_path %q without image: %w", m.GetImageSubPath(), errdefs.ErrInvalidArgument)
 	case (len(m.GetUidMappings()) > 0) != (len(m.GetGidMappings()) > 0):
@@ -181,7 +183,7 @@ func bindOptions(m *runtime.Mount) ([]string, error) {
 		return nil, fmt.Errorf("propagation %s: mounts in a sandbox never reach the host: %w", m.GetPropagation(), errdefs.ErrInvalidArgument)
 	}
 	access := "rw"
-	if m.GetReadonly() || m.GetImage().GetImage() != "" {
+	if m.GetReadonly() {
 		access = "ro"
 	}
 	options = append(options, access)

@@ -301,7 +301,7 @@ func TestContainer(t *testing.T) {
 				{ContainerPath: "/a/b/c", HostPath: volume + "/link", Propagation: runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER},
 				{ContainerPath: "a/", HostPath: volume + "/new/dir", Readonly: true},
 				{ContainerPath: "/rro", HostPath: volume, Readonly: true, RecursiveReadOnly: true},
-				{ContainerPath: "/image", Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "d"},
+				{ContainerPath: "/image", Readonly: true, Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "d"},
 				{ContainerPath: "/a/b", HostPath: volume, MountOptions: []string{"noexec", "nodev"}},
 				{ContainerPath: "/dev/shm", HostPath: volume},
 				{ContainerPath: "/sys", HostPath: volume},
@@ -384,6 +384,9 @@ func TestContainerRefuses(t *testing.T) {
 		}},
 		{errdefs.ErrInvalidArgument, `image "x"`, func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
 			c.Mounts[0].Image = &runtime.ImageSpec{Image: "x"}
+		}},
+		{errdefs.ErrInvalidArgument, `image "x" without readonly`, func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
+			c.Mounts[0].HostPath, c.Mounts[0].Readonly, c.Mounts[0].Image = "", false, &runtime.ImageSpec{Image: "x"}
 		}},
 		{errdefs.ErrInvalidArgument, "image_sub_path", func(c *runtime.ContainerConfig, _ *security, _ *ContainerOptions) {
 			c.Mounts[0].ImageSubPath = "x"

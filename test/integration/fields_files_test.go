@@ -170,7 +170,7 @@ func TestImageVolume(t *testing.T) {
 	c.fails(t, "echo no >/v0/x", "Read-only file system")
 	c.fails(t, "mount -o remount,rw /v0; echo no >/v0/x")
 	for i, m := range c.status(t).Mounts {
-		if m.Image.GetImage() != id {
+		if m.Image.GetImage() != id || m.Image.ImageRef != id {
 			t.Errorf("mount %d in the status: %v, want the image's id %s", i, m, id)
 		}
 	}
