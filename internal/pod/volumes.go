@@ -8,11 +8,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	securejoin "github.com/cyphar/filepath-securejoin"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -33,6 +35,43 @@ func ownedMounts(c *runtime.ContainerConfig) map[int]*runtime.Mount {
 		}
 	}
 	return owned
+}
+
+// mountsToMake are the ownedMounts, and those read-only ones of directories in which
+// something is mounted: what is below stays as it is on the host, but runsc has a
+// mount read-only as a whole. A directory with mounts of the daemon's own is left to
+// runsc: each copy of it would have all copies that were made before.
+func mountsToMake(r *Registry, c *runtime.ContainerConfig) (map[int]*runtime.Mount, error) {
+	owned := ownedMounts(c)
+	var points []string
+	for i, m := range c.GetMounts() {
+		if owned[i] != nil || !m.GetReadonly() || m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE {
+			continue
+		}
+		source, err := filepath.EvalSymlinks(m.GetHostPath())
+		if err != nil {
+			continue // it is made, or refused
+		}
+		if points == nil {
+			all, err := mountinfo.GetMounts(nil)
+			if err != nil {
+				return nil, err
+			}
+			for _, p := range all {
+				points = append(points, p.Mountpoint)
+			}
+		}
+		if slices.ContainsFunc(points, below(source)) && !below(source)(r.State) && source != r.State {
+			owned[i] = m
+		}
+	}
+	return owned, nil
+}
+
+// below tells whether a path is below a directory.
+func below(dir string) func(path string) bool {
+	prefix := strings.TrimSuffix(dir, "/") + "/"
+	return func(path string) bool { return strings.HasPrefix(path, prefix) }
 }
 
 // resolveVolumes finds the images that are mounted as volumes: their ids by the
@@ -66,8 +105,12 @@ func volumeFailed(i int, m *runtime.Mount, err error) error {
 // where, by the place in the configuration. Unmounting is the teardown's.
 func mountVolumes(ctx context.Context, c *Container) (map[int]string, error) {
 	r := c.Pod.home
+	owned, err := mountsToMake(r, c.Config())
+	if err != nil {
+		return nil, err
+	}
 	mounted := map[int]string{}
-	for i, m := range ownedMounts(c.Config()) {
+	for i, m := range owned {
 		target := r.volume(volumeKey(c.ID, i))
 		if err := os.MkdirAll(filepath.Dir(target), 0o711); err != nil {
 			return nil, err
@@ -84,7 +127,7 @@ func mountVolumes(ctx context.Context, c *Container) (map[int]string, error) {
 				return nil, volumeFailed(i, m, err)
 			}
 		} else if err := mountReadOnly(m, target); err != nil {
-			return nil, fmt.Errorf("mounts[%d] %q: recursive_read_only: %w", i, m.GetContainerPath(), err)
+			return nil, fmt.Errorf("mounts[%d] %q: read-only: %w", i, m.GetContainerPath(), err)
 		}
 		mounted[i] = target
 	}
@@ -104,8 +147,8 @@ func inImage(mounted, subPath string) (string, error) {
 	return place, nil
 }
 
-// mountReadOnly mounts the source of a mount at target, read-only with all that
-// is mounted in it. It never is there writable.
+// mountReadOnly mounts the source of a mount at target, read-only, with all that
+// is mounted in it where that is asked for. It never is there writable.
 func mountReadOnly(m *runtime.Mount, target string) error {
 	source, err := spec.HostPath(m)
 	if err != nil {
@@ -116,8 +159,15 @@ func mountReadOnly(m *runtime.Mount, target string) error {
 		return fmt.Errorf("open_tree %s: %w", source, err)
 	}
 	defer unix.Close(tree)
-	attributes := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE}
-	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attributes); err != nil {
+	private := unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &private); err != nil {
+		return fmt.Errorf("mount_setattr of %s: %w", source, err)
+	}
+	flags := uint(unix.AT_EMPTY_PATH)
+	if m.GetRecursiveReadOnly() {
+		flags |= unix.AT_RECURSIVE
+	}
+	if err := unix.MountSetattr(tree, "", flags, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
 		return fmt.Errorf("mount_setattr of %s: %w", source, err)
 	}
 	info, err := os.Stat(source)
@@ -150,9 +200,15 @@ func unmountVolumes(ctx context.Context, c *Container) error {
 		return unmountLost(ctx, c)
 	}
 	r := c.Pod.home
-	var errs []error
+	keys := map[string]bool{}
 	for i := range ownedMounts(c.Config()) {
-		key := volumeKey(c.ID, i)
+		keys[volumeKey(c.ID, i)] = true
+	}
+	for _, n := range entries(filepath.Join(r.containerDir(c.ID), "volumes")) {
+		keys[c.ID+"-"+n] = true
+	}
+	var errs []error
+	for key := range keys {
 		errs = append(errs, r.Images.Unmount(ctx, key, r.volume(key)))
 	}
 	return errors.Join(errs...)

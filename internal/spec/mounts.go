@@ -155,7 +155,7 @@ func bind(m *runtime.Mount, mounted string) (specs.Mount, error) {
 	case m.GetRecursiveReadOnly() && (!m.GetReadonly() || m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE):
 		return specs.Mount{}, fmt.Errorf("recursive_read_only without readonly and private: %w", errdefs.ErrInvalidArgument)
 	}
-	options, err := bindOptions(m)
+	options, err := bindOptions(m, mounted != "")
 	if err != nil {
 		return specs.Mount{}, err
 	}
@@ -172,7 +172,9 @@ func bind(m *runtime.Mount, mounted string) (specs.Mount, error) {
 	return bound, nil
 }
 
-func bindOptions(m *runtime.Mount) ([]string, error) {
+// bindOptions are runsc's options for a mount. One that is read-only on the host, but
+// not with all that is mounted in it, is for the host to refuse writes to.
+func bindOptions(m *runtime.Mount, mounted bool) ([]string, error) {
 	options := []string{"rbind"}
 	switch m.GetPropagation() {
 	case runtime.MountPropagation_PROPAGATION_PRIVATE:
@@ -183,7 +185,7 @@ func bindOptions(m *runtime.Mount) ([]string, error) {
 		return nil, fmt.Errorf("propagation %s: mounts in a sandbox never reach the host: %w", m.GetPropagation(), errdefs.ErrInvalidArgument)
 	}
 	access := "rw"
-	if m.GetReadonly() {
+	if m.GetReadonly() && (!mounted || m.GetRecursiveReadOnly() || m.GetImage().GetImage() != "") {
 		access = "ro"
 	}
 	options = append(options, access)

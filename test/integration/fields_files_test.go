@@ -86,6 +86,42 @@ func TestRecursiveReadOnly(t *testing.T) {
 	}
 }
 
+// TestReadOnlyAlone has what is mounted in a read-only volume as it is on the host,
+// where the CRI does not ask for more, but not in one with the daemon's own mounts.
+func TestReadOnlyAlone(t *testing.T) {
+	d := newDaemon(t, noNetwork)
+	p := d.runPod(t)
+	host := t.TempDir()
+	hostTmpfs(t, filepath.Join(host, "sub"))
+	c := p.run(t, forever, func(c *runtime.ContainerConfig) {
+		c.Linux.SecurityContext.Capabilities = &runtime.Capability{AddCapabilities: []string{"SYS_ADMIN"}}
+		c.Mounts = []*runtime.Mount{
+			{HostPath: host, ContainerPath: "/ro", Readonly: true},
+			{HostPath: d.dir, ContainerPath: "/own", Readonly: true},
+		}
+	})
+	c.says(t, "echo yes >/ro/sub/new && cat /ro/sub/new", "yes\n")
+	c.fails(t, "echo no >/ro/x", "Read-only file system")
+	c.exec(t, "mount -o remount,rw /ro; mount -o remount,rw,bind /ro")
+	c.fails(t, "echo no >/ro/x", "Read-only file system")
+	c.fails(t, "echo no >/own/s/x", "Read-only file system")
+	if found := names(host); len(found) != 1 {
+		t.Errorf("the host's directory has %q", found)
+	}
+	if found := mountsBelow(d.path("s/containers/" + c.id + "/volumes")); len(found) != 2 {
+		t.Errorf("mounts made for it: %q", found)
+	}
+	d.stop(t, unix.SIGKILL)
+	d.start(t)
+	check(t, d.pods.RemoveContainer(ctx(t), c.id))
+	if found := mountsBelow(d.path("s/containers/" + c.id)); len(found) != 0 {
+		t.Errorf("mounts of a container that is gone: %q", found)
+	}
+	if text, err := os.ReadFile(filepath.Join(host, "sub/new")); err != nil || string(text) != "yes\n" {
+		t.Errorf("on the host: %q, %v", text, err)
+	}
+}
+
 func TestMountOptions(t *testing.T) {
 	d := newDaemon(t, noNetwork)
 	p := d.runPod(t)
