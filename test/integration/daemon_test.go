@@ -173,6 +173,7 @@ func (d *daemon) end(t *testing.T) {
 		check(t, d.pods.RemovePodSandbox(ctx(t), p.Id))
 	}
 	eventually(t, "nothing is left behind", func() error { return d.leftovers(t) })
+	t.Log("leaks found: 0")
 	d.stop(t, unix.SIGQUIT) // prints all goroutines
 	d.checkLog(t)
 }

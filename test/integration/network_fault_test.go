@@ -109,3 +109,40 @@ func TestNetworkFaults(t *testing.T) {
 	d.start(t)
 	eventually(t, "nothing is left behind", func() error { return d.leftovers(t) })
 }
+
+// TestNetworkVanishes has what a pod's network was made of vanish, with and without a
+// daemon: the pod can be stopped, and its addresses are given back.
+func TestNetworkVanishes(t *testing.T) {
+	d := newDaemon(t, "")
+	d.addNetwork(t)
+	configuration := func(*pod) { check(t, os.Remove(d.path("cni/10.conflist"))) }
+	namespace := func(p *pod) {
+		path := d.path("s/netns/" + p.id)
+		check(t, errors.Join(unix.Unmount(path, unix.MNT_DETACH), os.Remove(path)))
+	}
+	for name, strike := range map[string]func(*pod){
+		"configuration": configuration,
+		"namespace":     namespace,
+		"both":          func(p *pod) { configuration(p); namespace(p) },
+	} {
+		for _, restart := range []bool{false, true} {
+			p := d.runPod(t)
+			c := p.run(t, forever)
+			if restart {
+				d.stop(t, unix.SIGKILL)
+			}
+			strike(p)
+			if restart {
+				d.start(t)
+			}
+			c.says(t, "echo alive", "alive\n")
+			check(t, d.pods.StopPodSandbox(ctx(t), p.id))
+			if left := d.addresses(); len(left) > 0 {
+				t.Errorf("%s: leases: %q", name, left)
+			}
+			check(t, d.pods.RemovePodSandbox(ctx(t), p.id))
+			d.addNetwork(t)
+			eventually(t, "nothing is left behind", func() error { return d.leftovers(t) })
+		}
+	}
+}

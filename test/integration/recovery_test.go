@@ -3,13 +3,9 @@ package integration
 import (
 	"fmt"
 	"testing"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -22,12 +18,7 @@ func TestCallsDuringRecovery(t *testing.T) {
 		containers = append(containers, d.runPod(t).run(t, forever))
 	}
 	d.stop(t, unix.SIGKILL)
-	again := backoff.Config{BaseDelay: time.Millisecond, MaxDelay: time.Millisecond, Multiplier: 1}
-	conn, err := grpc.NewClient("unix://"+d.path("s/runscd.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: again}), grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
-	check(t, err)
-	defer conn.Close()
-	client := runtime.NewRuntimeServiceClient(conn)
+	client := d.waiting(t)
 	config := d.podConfig()
 	var g errgroup.Group
 	for i, c := range containers {
