@@ -103,14 +103,17 @@ func (c Cgroup) write(s setting) error {
 		s.value = string(above)
 	}
 	// Not to be created, where the cgroup is gone.
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if errors.Is(err, os.ErrNotExist) && s.optional {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("limit: %w", err)
 	}
-	_, err = f.WriteString(s.value + "\n")
+	n, err := f.WriteString(s.value + "\n")
+	if err == nil {
+		err = f.Truncate(int64(n)) // only now: who reads it meanwhile finds a limit
+	}
 	err = errors.Join(err, f.Close())
 	switch {
 	case errors.Is(err, unix.EINVAL) && s.file == "cpu.cfs_quota_us":
