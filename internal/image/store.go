@@ -162,8 +162,8 @@ func (s *Store) open() error {
 	if err != nil {
 		return errors.Join(err, db.Close())
 	}
-	s.db = metadata.NewDB(db, files, map[string]snapshots.Snapshotter{snapshotter: s.backend})
-	s.content = s.db.ContentStore()
+	s.db = metadata.NewDB(db, downloads{files.(walkedFiles)}, map[string]snapshots.Snapshotter{snapshotter: s.backend})
+	s.content = recorded{s.db.ContentStore()}
 	s.blobs = blobs{files: files, known: s.content}
 	s.snapshots = s.db.Snapshotter(snapshotter)
 	s.images = metadata.NewImageStore(s.db)
