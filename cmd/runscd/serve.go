@@ -185,8 +185,7 @@ func handlersOf(c *config.Config, o *observe.Observer) (map[string]*pod.Handler,
 		if err != nil {
 			return nil, fmt.Errorf("runtime handler %q: %w", name, err)
 		}
-		// Who must not gain by set-user-id programs has no_new_privs.
-		flags := []string{"--platform=" + h.Platform, "--shared-root=" + c.State, "--allow-suid"}
+		flags := []string{"--platform=" + h.Platform, "--shared-root=" + c.State}
 		if c.Cgroup.DriverInUse() == "systemd" {
 			flags = append(flags, "--systemd-cgroup")
 		}

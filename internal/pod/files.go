@@ -150,6 +150,7 @@ func (r *Registry) prepareContainer(ctx context.Context, c *Container, img *imag
 		Hosts: filepath.Join(dir, "hosts"), ResolvConf: filepath.Join(dir, "resolv.conf"), MinOOMScoreAdj: r.MinOOMScoreAdj,
 		Volumes: volumes, MemoryVolumes: c.Pod.Facts().MemoryVolumes, Allowed: c.Pod.Facts().Annotations,
 		CDISpecDirs: r.CDISpecDirs, ProxiedDevices: c.Pod.Facts().Devices,
+		NetRaw: c.Pod.init.Runtime.NetRaw(),
 	})
 	if err != nil {
 		return nil, err

@@ -27,7 +27,7 @@ import (
 func setSysctls(ctx context.Context, p *Pod) error {
 	wanted := p.Config().GetLinux().GetSysctls()
 	for _, name := range slices.Sorted(maps.Keys(wanted)) {
-		if spec.ReadByRunsc(name) {
+		if spec.HasNoFile(name) {
 			continue
 		}
 		if err := setSysctl(ctx, p, name, wanted[name]); err != nil {

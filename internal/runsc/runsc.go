@@ -21,6 +21,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -76,6 +77,9 @@ func New(o Options) *Runtime {
 		overlay,
 		// Otherwise a spec's seccomp filter is left out.
 		"--oci-seccomp",
+		// Otherwise a spec without noNewPrivileges has them all the same: programs that
+		// are set-uid run as who starts them.
+		"--allow-suid",
 		// Otherwise an open control connection keeps a dead sandbox for 15 s.
 		"--control-rpc-stop-timeout=0s",
 	}
@@ -100,6 +104,9 @@ func (r *Runtime) Platform() (name string) {
 	}
 	return name
 }
+
+// NetRaw tells whether a sandbox has CAP_NET_RAW for its containers.
+func (r *Runtime) NetRaw() bool { return slices.Contains(r.flags, "--net-raw") }
 
 // Version returns what the binary calls its version.
 func (r *Runtime) Version(ctx context.Context) (string, error) {

@@ -202,7 +202,7 @@ func TestCommandLines(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	const global = " --in-sandbox-cgroup=v2 --overlay2=root:self --oci-seccomp --control-rpc-stop-timeout=0s --platform=systrap"
+	const global = " --in-sandbox-cgroup=v2 --overlay2=root:self --oci-seccomp --allow-suid --control-rpc-stop-timeout=0s --platform=systrap"
 	want := []string{
 		"--root ROOT --log BUNDLE/runsc.log --log-format json" + global + " --network=host --panic-log=BUNDLE/panic.log create --bundle BUNDLE --pid-file BUNDLE/pid A",
 		"--root ROOT --log BUNDLE/runsc.log --log-format json" + global + " --network=host start A",

@@ -22,20 +22,26 @@ var allCapabilities = []string{
 	"CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_WAKE_ALARM",
 }
 
+// netRaw is the capability that is up to the handler.
+const netRaw = "CAP_NET_RAW"
+
 // defaultCapabilities are those that a container has everywhere if it asks for
 // nothing.
 var defaultCapabilities = []string{
 	"CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL",
-	"CAP_MKNOD", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP",
+	"CAP_MKNOD", "CAP_NET_BIND_SERVICE", netRaw, "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP",
 	"CAP_SETUID", "CAP_SYS_CHROOT",
 }
 
 // capabilities returns the sets of a container. The inheritable one has only
 // what is ambient: more would let unprivileged processes gain capabilities from
-// files.
-func capabilities(security *runtime.LinuxContainerSecurityContext) (*specs.LinuxCapabilities, error) {
+// files. CAP_NET_RAW is in none unless the sandbox has it: runsc would leave it out
+// for the container, and give it to what is executed there.
+func capabilities(security *runtime.LinuxContainerSecurityContext, withNetRaw bool) (*specs.LinuxCapabilities, error) {
+	absent := func(c string) bool { return c == netRaw && !withNetRaw }
 	if security.GetPrivileged() {
-		return AllCapabilities(), nil
+		all := slices.DeleteFunc(slices.Clone(allCapabilities), absent)
+		return &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}, nil
 	}
 	asked := security.GetCapabilities()
 	add, addAll, err := named("add_capabilities", asked.GetAddCapabilities())
@@ -50,6 +56,9 @@ func capabilities(security *runtime.LinuxContainerSecurityContext) (*specs.Linux
 	if err != nil {
 		return nil, err
 	}
+	if slices.ContainsFunc(slices.Concat(add, ambient), absent) {
+		return nil, fmt.Errorf("capability %s: the handler's net_raw is not set: %w", netRaw, errdefs.ErrInvalidArgument)
+	}
 	set := defaultCapabilities
 	if addAll || allAmbient {
 		set = allCapabilities
@@ -62,7 +71,7 @@ func capabilities(security *runtime.LinuxContainerSecurityContext) (*specs.Linux
 	}
 	// ALL is where the list begins, and a name in the other list is the exception
 	// to it. A name that is added and dropped is dropped.
-	dropped := func(c string) bool { return slices.Contains(drop, c) }
+	dropped := func(c string) bool { return slices.Contains(drop, c) || absent(c) }
 	set = slices.DeleteFunc(union(set, add, ambient), dropped)
 	ambient = slices.DeleteFunc(union(ambient), dropped)
 	return &specs.LinuxCapabilities{

@@ -46,6 +46,9 @@ type ContainerOptions struct {
 	ProxiedDevices []string
 
 	MinOOMScoreAdj int // see MinOOMScoreAdj
+
+	// NetRaw says that the sandbox has CAP_NET_RAW.
+	NetRaw bool
 }
 
 // Container returns the spec of a container. It reads the image's user database,
@@ -149,7 +152,7 @@ func containerProcess(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.
 	if err != nil {
 		return nil, err
 	}
-	caps, err := capabilities(security)
+	caps, err := capabilities(security, o.NetRaw)
 	if err != nil {
 		return nil, err
 	}

@@ -183,7 +183,7 @@ func checkNamespaces(o *runtime.NamespaceOption) error {
 var sysctlName = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+$`)
 
 // sandboxSysctls returns the sysctls that runsc itself reads. The others are set
-// in the sandbox.
+// in the sandbox; see HasNoFile.
 func sandboxSysctls(cfg *runtime.LinuxPodSandboxConfig) (map[string]string, error) {
 	hostNetwork := cfg.GetSecurityContext().GetNamespaceOptions().GetNetwork() == runtime.NamespaceMode_NODE
 	var read map[string]string
@@ -193,7 +193,11 @@ func sandboxSysctls(cfg *runtime.LinuxPodSandboxConfig) (map[string]string, erro
 			return nil, fmt.Errorf("sysctl %q: no such name: %w", name, errdefs.ErrInvalidArgument)
 		case hostNetwork && strings.HasPrefix(name, "net."):
 			return nil, fmt.Errorf("sysctl %q: the network is the host's: %w", name, errdefs.ErrInvalidArgument)
-		case ReadByRunsc(name):
+		case name == unprivilegedPorts:
+			if value != "0" {
+				return nil, fmt.Errorf("sysctl %q: %q: a sandbox keeps no port from anybody: %w", name, value, errdefs.ErrInvalidArgument)
+			}
+		case name == disableIPv6:
 			if value != "0" && value != "1" {
 				return nil, fmt.Errorf("sysctl %q: %q: %w", name, value, errdefs.ErrInvalidArgument)
 			}
@@ -203,9 +207,15 @@ func sandboxSysctls(cfg *runtime.LinuxPodSandboxConfig) (map[string]string, erro
 	return read, nil
 }
 
-// ReadByRunsc tells whether runsc reads a sysctl from the spec. The sandbox has
-// no file for it.
-func ReadByRunsc(sysctl string) bool { return sysctl == "net.ipv6.conf.all.disable_ipv6" }
+// The sysctls that hold in a sandbox, which has no file for them: runsc reads the one
+// from the spec, and the other one is 0 in each.
+const (
+	disableIPv6       = "net.ipv6.conf.all.disable_ipv6"
+	unprivilegedPorts = "net.ipv4.ip_unprivileged_port_start"
+)
+
+// HasNoFile tells whether a sysctl of a pod is not one to be set in the sandbox.
+func HasNoFile(sysctl string) bool { return sysctl == disableIPv6 || sysctl == unprivilegedPorts }
 
 // namespaces are those of a container in the network namespace at netns, or in
 // the host's. The IPC and UTS namespaces are the sandbox's in any case.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -83,7 +84,7 @@ func TestSandbox(t *testing.T) {
 			}}
 		},
 		"sysctls": func(cfg *runtime.PodSandboxConfig, o *SandboxOptions) {
-			cfg.Linux.Sysctls = map[string]string{"net.ipv6.conf.all.disable_ipv6": "1", "net.ipv4.tcp_sack": "0"}
+			cfg.Linux.Sysctls = map[string]string{"net.ipv6.conf.all.disable_ipv6": "1", "net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.tcp_sack": "0"}
 		},
 		"no-parent": func(cfg *runtime.PodSandboxConfig, o *SandboxOptions) {
 			cfg.Linux.CgroupParent = ""
@@ -151,6 +152,7 @@ func TestSandboxRefuses(t *testing.T) {
 		//lint:ignore SA1019 it is refused
 		{security(&runtime.LinuxSandboxSecurityContext{SeccompProfilePath: "runtime/default"}), errdefs.ErrInvalidArgument, "seccomp_profile_path"},
 		{&runtime.LinuxPodSandboxConfig{Sysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "no"}}, errdefs.ErrInvalidArgument, "net.ipv6.conf.all.disable_ipv6"},
+		{&runtime.LinuxPodSandboxConfig{Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "1024"}}, errdefs.ErrInvalidArgument, "net.ipv4.ip_unprivileged_port_start"},
 		{&runtime.LinuxPodSandboxConfig{Sysctls: map[string]string{"net....kcore": "1"}}, errdefs.ErrInvalidArgument, `sysctl "net....kcore"`},
 		{&runtime.LinuxPodSandboxConfig{Sysctls: map[string]string{"net/../../kcore": "1"}}, errdefs.ErrInvalidArgument, "net/../../kcore"},
 		{&runtime.LinuxPodSandboxConfig{
@@ -370,6 +372,12 @@ func TestContainerRefuses(t *testing.T) {
 		{errdefs.ErrInvalidArgument, `add_capabilities: capability "FLY"`, func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
 			s.Capabilities = &runtime.Capability{AddCapabilities: []string{"FLY"}}
 		}},
+		{errdefs.ErrInvalidArgument, "capability CAP_NET_RAW: the handler's net_raw", func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
+			s.Capabilities = &runtime.Capability{AddCapabilities: []string{"NET_RAW"}}
+		}},
+		{errdefs.ErrInvalidArgument, "capability CAP_NET_RAW", func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
+			s.Capabilities = &runtime.Capability{AddAmbientCapabilities: []string{"net_raw"}}
+		}},
 		{errdefs.ErrInvalidArgument, "run_as_user -1", func(_ *runtime.ContainerConfig, s *security, _ *ContainerOptions) {
 			s.RunAsUser = &runtime.Int64Value{Value: -1}
 		}},
@@ -461,9 +469,10 @@ func TestCapabilities(t *testing.T) {
 		"only one":       {&runtime.Capability{AddCapabilities: []string{"BPF"}, DropCapabilities: []string{"all"}}, 1, 0, "CAP_BPF", "CAP_CHOWN"},
 		"all and no all": {&runtime.Capability{AddCapabilities: []string{"ALL"}, DropCapabilities: []string{"ALL"}}, 0, 0, "", "CAP_CHOWN"},
 		"ambient":        {&runtime.Capability{AddAmbientCapabilities: []string{"BPF"}, DropCapabilities: []string{"ALL"}}, 1, 1, "CAP_BPF", "CAP_CHOWN"},
+		"add raw":        {&runtime.Capability{AddCapabilities: []string{"NET_RAW"}, DropCapabilities: []string{"ALL"}}, 1, 0, "CAP_NET_RAW", ""},
 		"drop ambient":   {&runtime.Capability{AddAmbientCapabilities: []string{"BPF"}, DropCapabilities: []string{"BPF"}}, none, 0, "", "CAP_BPF"},
 	} {
-		caps, err := capabilities(&runtime.LinuxContainerSecurityContext{Capabilities: test.asked})
+		caps, err := capabilities(&runtime.LinuxContainerSecurityContext{Capabilities: test.asked}, true)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -471,6 +480,16 @@ func TestCapabilities(t *testing.T) {
 		has := func(c string) bool { return strings.Contains(strings.Join(caps.Effective, " ")+" ", c+" ") }
 		if len(caps.Bounding) != test.set || len(caps.Ambient) != test.ambient || test.has != "" && !has(test.has) || test.hasNot != "" && has(test.hasNot) {
 			t.Errorf("%s: %v, ambient %v", name, caps.Bounding, caps.Ambient)
+		}
+	}
+	for name, s := range map[string]*runtime.LinuxContainerSecurityContext{
+		"default": nil, "privileged": {Privileged: true},
+		"all":         {Capabilities: &runtime.Capability{AddCapabilities: []string{"ALL"}}},
+		"all ambient": {Capabilities: &runtime.Capability{AddAmbientCapabilities: []string{"ALL"}}},
+	} {
+		caps, err := capabilities(s, false)
+		if err != nil || slices.Contains(slices.Concat(caps.Bounding, caps.Effective, caps.Permitted, caps.Inheritable, caps.Ambient), netRaw) || len(caps.Bounding) < none-1 {
+			t.Errorf("%s, without raw sockets: %+v, %v", name, caps, err)
 		}
 	}
 }

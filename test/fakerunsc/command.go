@@ -52,7 +52,7 @@ func (c *cli) run(args []string) error {
 	for _, name := range []string{"log-format", "network", "platform", "overlay2", "in-sandbox-cgroup", "control-rpc-stop-timeout", "shared-root", "restore-spec-validation"} {
 		flags.String(name, "", "")
 	}
-	for _, name := range []string{"net-raw", "oci-seccomp"} {
+	for _, name := range []string{"allow-suid", "net-raw", "oci-seccomp"} {
 		flags.Bool(name, false, "")
 	}
 	if err := flags.Parse(args); err != nil {

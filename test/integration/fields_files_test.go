@@ -130,6 +130,7 @@ func TestMountOptions(t *testing.T) {
 	check(t, err)
 	check(t, os.WriteFile(filepath.Join(host, "busybox"), busybox, 0o755))
 	check(t, os.Chmod(filepath.Join(host, "busybox"), 0o755|os.ModeSetuid))
+	check(t, os.Chmod(host, 0o755))
 	check(t, unix.Mknod(filepath.Join(host, "mem"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 1))))
 	c := p.run(t, forever, func(c *runtime.ContainerConfig) {
 		c.Linux.SecurityContext.RunAsUser = &runtime.Int64Value{Value: 1000}
@@ -142,7 +143,14 @@ func TestMountOptions(t *testing.T) {
 	})
 	c.says(t, "/plain/busybox echo runs; /nodev/busybox echo runs", "runs\nruns\n")
 	c.fails(t, "/noexec/busybox echo runs", "Permission denied")
-	c.says(t, "/nosuid/busybox id -u", "1000\n")
+	const su = "/busybox su 2>&1 </dev/null | grep -o 'must be suid' || echo is suid"
+	c.says(t, "/plain"+su, "is suid\n")
+	c.says(t, "/nosuid"+su, "must be suid\n")
+	p.run(t, forever, security(func(s *runtime.LinuxContainerSecurityContext) {
+		s.RunAsUser, s.NoNewPrivs = &runtime.Int64Value{Value: 1000}, true
+	}), func(c *runtime.ContainerConfig) {
+		c.Mounts = []*runtime.Mount{{HostPath: host, ContainerPath: "/plain"}}
+	}).says(t, "/plain"+su, "must be suid\n")
 	c.fails(t, "head -c 1 /nodev/mem")
 	c.says(t, "grep -oE '9p rw,no(suid|exec)' /proc/mounts | sort", "9p rw,noexec\n9p rw,nosuid\n")
 }

@@ -95,3 +95,33 @@ func TestSetUserID(t *testing.T) {
 	c.fails(t, "/nosuid/su -c id", "must be suid")
 	run(true).fails(t, "/bin/su -c id", "must be suid")
 }
+
+// TestNetRaw has raw sockets in the pods of handlers that have them, for what is
+// executed too, and nowhere else.
+func TestNetRaw(t *testing.T) {
+	d := newDaemon(t, noNetwork+"[runtime.handlers.raw]\nnet_raw = true\n")
+	const (
+		has  = "for p in 1 self; do [ $((0x$(grep CapBnd /proc/$p/status | cut -f2) >> 13 & 1)) = 1 ] && echo has; done; "
+		open = "arping -c 1 -w 1 -I lo 127.0.0.1 2>&1 | grep -o 'not permitted' || echo opens"
+	)
+	all := &runtime.Capability{AddCapabilities: []string{"ALL"}}
+	one := &runtime.Capability{AddCapabilities: []string{"NET_RAW"}, DropCapabilities: []string{"ALL"}}
+	with := func(c *runtime.Capability) func(*runtime.ContainerConfig) {
+		return security(func(s *runtime.LinuxContainerSecurityContext) { s.Capabilities = c })
+	}
+	p := d.runPod(t)
+	for _, c := range []*runtime.Capability{nil, all} {
+		p.run(t, forever, with(c)).says(t, has+open, "not permitted\n")
+	}
+	config := p.containerConfig(forever)
+	with(one)(config)
+	_, err := d.pods.CreateContainer(ctx(t), p.id, config, p.config)
+	refused(t, err, codes.InvalidArgument, "CAP_NET_RAW", "net_raw")
+
+	raw := &pod{daemon: d, config: d.podConfig()}
+	raw.id, err = d.pods.RunPodSandbox(ctx(t), raw.config, "raw")
+	check(t, err)
+	for _, c := range []*runtime.Capability{nil, all, one} {
+		raw.run(t, forever, with(c)).says(t, has+open, "has\nhas\nopens\n")
+	}
+}

@@ -39,9 +39,15 @@ func TestSysctls(t *testing.T) {
 	without6 := d.runPod(t, sysctls(map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"}))
 	without6.run(t, forever).says(t, "grep -q eth0 /proc/net/if_inet6 || echo has not", "has not\n")
 
+	low := d.runPod(t, sysctls(map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}))
+	low.run(t, forever, security(func(s *runtime.LinuxContainerSecurityContext) {
+		s.RunAsUser = &runtime.Int64Value{Value: 1000}
+		s.Capabilities = &runtime.Capability{DropCapabilities: []string{"ALL"}}
+	})).says(t, "nc -l -p 80 -e true & while ! nc 127.0.0.1 80 </dev/null; do :; done; wait && echo served", "served\n")
+
 	for name, value := range map[string]string{
 		"kernel.shm_rmid_forced":              "1",    // not in a sandbox
-		"net.ipv4.ip_unprivileged_port_start": "0",    // as well
+		"net.ipv4.ip_unprivileged_port_start": "1024", // it is 0
 		"net.core.somaxconn":                  "4096", // only to be read
 		"net.ipv4.ip_local_port_range":        "9 1",
 		"fs.nr_open":                          "-1",
