@@ -134,6 +134,9 @@ func (r *Registry) prepareContainer(ctx context.Context, c *Container, img *imag
 	if err := r.Images.Mount(ctx, c.ID, img.ID, rootfs, c.Pod.idMap()); err != nil {
 		return nil, err
 	}
+	if err := relabel(r, c.Config()); err != nil {
+		return nil, err
+	}
 	volumes, err := mountVolumes(ctx, c)
 	if err != nil {
 		return nil, err

@@ -39,6 +39,9 @@ func Open(ctx context.Context, o Options) (*Registry, error) {
 	if o.Unit == nil {
 		o.Unit = new(systemd.Unit)
 	}
+	if o.VolumeLabel == nil {
+		o.VolumeLabel = volumeLabel
+	}
 	o.CgroupRoot = cmp.Or(o.CgroupRoot, "/sys/fs/cgroup")
 	r := &Registry{
 		Options:        o,

@@ -72,7 +72,10 @@ type Options struct {
 	Images         Images
 	Network        Network
 	Monitor        proc.ProcessMonitor
-	Unit           *systemd.Unit // keeps what containers have of the daemon; nil for nobody
+	// VolumeLabel is the SELinux label of a container's volumes, "" for none; nil for
+	// what the host's policy says.
+	VolumeLabel func(*runtime.SELinuxOption) (string, error)
+	Unit        *systemd.Unit // keeps what containers have of the daemon; nil for nobody
 }
 
 // Registry holds the pods and containers of the node. Its methods are what the
