@@ -1,111 +1,16 @@
 package spec
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"github.com/opencontainers/runtime-spec/specs-go"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
-
-// golden compares a spec with testdata/<test name>.json; dir is the one path
-// that differs from run to run.
-func golden(t *testing.T, spec *specs.Spec, dir string) {
-	t.Helper()
-	got, err := json.MarshalIndent(spec, "", "\t")
-	if err != nil {
-		t.Fatal(err)
-	}
-	got = append(bytes.ReplaceAll(got, []byte(dir), []byte("/test")), '\n')
-	file := filepath.Join("testdata", strings.ReplaceAll(strings.TrimPrefix(t.Name(), "Test"), "/", "-")+".json")
-	if *update {
-		if err := os.WriteFile(file, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("not as in %s (see -update):\n%s", file, got)
-	}
-}
-
-func podConfig() *runtime.PodSandboxConfig {
-	return &runtime.PodSandboxConfig{
-		Metadata:    &runtime.PodSandboxMetadata{Name: "web", Namespace: "shop", Uid: "0a1b", Attempt: 1},
-		Hostname:    "web-0",
-		Annotations: map[string]string{"dev.gvisor.spec.mount.evil.source": "/etc"},
-		Linux: &runtime.LinuxPodSandboxConfig{
-			CgroupParent: "/kubepods/pod0a1b",
-			Resources:    &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 20000, CpuShares: 204, MemoryLimitInBytes: 64 << 20},
-			Overhead:     &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 10000, CpuShares: 102, MemoryLimitInBytes: 16 << 20},
-		},
-	}
-}
-
-func sandboxOptions() SandboxOptions {
-	return SandboxOptions{
-		ID:          "s1",
-		Rootfs:      "/test/pause",
-		Args:        []string{"/pause"},
-		NetNS:       "/test/netns/s1",
-		CgroupsPath: "/kubepods/pod0a1b/s1",
-		Shm:         "/test/pods/s1/shm",
-	}
-}
-
-func TestSandbox(t *testing.T) {
-	for name, change := range map[string]func(*runtime.PodSandboxConfig, *SandboxOptions){
-		"kubelet": func(*runtime.PodSandboxConfig, *SandboxOptions) {},
-		"annotations": func(cfg *runtime.PodSandboxConfig, o *SandboxOptions) {
-			cfg.Annotations = map[string]string{
-				"dev.gvisor.flag.debug": "true", "dev.gvisor.flag.debug-log": "/x", "example.com/a": "a", "example.com/b": "b",
-				sandboxID: "other", "dev.gvisor.spec.mount.shm.source": "/etc",
-			}
-			o.Allowed = []string{"dev.gvisor.flag.debug", "example.com/*", "io.kubernetes.cri.*", "dev.gvisor.spec.mount.shm.source"}
-		},
-		"userns": func(cfg *runtime.PodSandboxConfig, o *SandboxOptions) {
-			cfg.Linux.SecurityContext = &runtime.LinuxSandboxSecurityContext{NamespaceOptions: &runtime.NamespaceOption{
-				UsernsOptions: userNS(runtime.NamespaceMode_POD, 1<<16, 1<<16),
-			}}
-		},
-		"sysctls": func(cfg *runtime.PodSandboxConfig, o *SandboxOptions) {
-			cfg.Linux.Sysctls = map[string]string{"net.ipv6.conf.all.disable_ipv6": "1", "net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.tcp_sack": "0"}
-		},
-		"no-parent": func(cfg *runtime.PodSandboxConfig, o *SandboxOptions) {
-			cfg.Linux.CgroupParent = ""
-		},
-		"host-network": func(cfg *runtime.PodSandboxConfig, o *SandboxOptions) {
-			cfg.Linux = nil
-			o.NetNS, o.Shm = "", ""
-			o.Annotations = map[string]string{"dev.gvisor.spec.rootfs.type": "erofs"}
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			cfg, o := podConfig(), sandboxOptions()
-			change(cfg, &o)
-			spec, err := Sandbox(cfg, o)
-			if err != nil {
-				t.Fatal(err)
-			}
-			golden(t, spec, "/test")
-		})
-	}
-}
 
 // userNS is a user namespace of one range.
 func userNS(mode runtime.NamespaceMode, host, length uint32) *runtime.UserNamespace {
@@ -162,12 +67,12 @@ func TestSandboxRefuses(t *testing.T) {
 		{&runtime.LinuxPodSandboxConfig{Resources: &runtime.LinuxContainerResources{CpuShares: -2}}, errdefs.ErrInvalidArgument, "resources: cpu_shares -2"},
 		{&runtime.LinuxPodSandboxConfig{Overhead: &runtime.LinuxContainerResources{MemoryLimitInBytes: -1}}, errdefs.ErrInvalidArgument, "overhead: memory_limit_in_bytes -1"},
 	} {
-		cfg := podConfig()
+		cfg, o := sandbox(t)
 		cfg.Linux = test.linux
-		_, err := Sandbox(cfg, sandboxOptions())
+		_, err := Sandbox(cfg, o)
 		refused(t, err, test.kind, test.field)
 	}
-	_, err := Sandbox(&runtime.PodSandboxConfig{Windows: &runtime.WindowsPodSandboxConfig{}}, sandboxOptions())
+	_, err := Sandbox(&runtime.PodSandboxConfig{Windows: &runtime.WindowsPodSandboxConfig{}}, SandboxOptions{})
 	refused(t, err, errdefs.ErrInvalidArgument, "windows")
 }
 
@@ -188,142 +93,6 @@ func TestCgroupsPath(t *testing.T) {
 		if got != test.want || (err != nil) != (test.want == "") || err != nil && !errors.Is(err, errdefs.ErrInvalidArgument) {
 			t.Errorf("CgroupsPath(%v, %q) = %q, %v, want %q", test.systemd, test.parent, got, err, test.want)
 		}
-	}
-}
-
-// container returns a configuration as the kubelet's, for a rootfs in dir.
-func container(t *testing.T, dir string) (*runtime.ContainerConfig, ContainerOptions) {
-	t.Helper()
-	for name, content := range map[string]string{
-		"rootfs/etc/passwd":       "root:x:0:0:root:/root:/bin/sh\nweb:x:101:102:web:/srv:/bin/sh\n",
-		"rootfs/etc/group":        "root:x:0:\nweb:x:102:\naudio:x:29:root,web\n",
-		"rootfs/etc/secret/key":   "k",
-		"rootfs/etc/machine-id":   "m",
-		"volume/file":             "f",
-		"volume/rw":               "",
-		"pod/hosts":               "",
-		"rootfs/srv/www/index":    "",
-		"rootfs/etc/hosts":        "",
-		"rootfs/etc/resolv.conf":  "",
-		"rootfs/etc/nsswitch/con": "",
-	} {
-		file := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	cfg := &runtime.ContainerConfig{
-		Metadata:    &runtime.ContainerMetadata{Name: "app", Attempt: 2},
-		Annotations: map[string]string{"dev.gvisor.flag.debug": "true"},
-		Args:        []string{"--port", "80"},
-		Envs:        []*runtime.KeyValue{{Key: "MODE", Value: []byte("fast")}, {Key: "EMPTY"}},
-		Mounts: []*runtime.Mount{
-			{ContainerPath: "/data", HostPath: filepath.Join(dir, "volume")},
-			{ContainerPath: "/etc/hosts", HostPath: filepath.Join(dir, "pod/hosts"), Readonly: true},
-		},
-		Linux: &runtime.LinuxContainerConfig{
-			Resources: &runtime.LinuxContainerResources{
-				CpuPeriod: 100000, CpuQuota: 20000, CpuShares: 204, MemoryLimitInBytes: 64 << 20, OomScoreAdj: 985,
-				HugepageLimits: []*runtime.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB"}},
-			},
-			SecurityContext: &runtime.LinuxContainerSecurityContext{
-				NamespaceOptions: &runtime.NamespaceOption{Pid: runtime.NamespaceMode_CONTAINER},
-				SelinuxOptions:   &runtime.SELinuxOption{Type: "container_t"},
-				Seccomp:          &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Unconfined},
-				MaskedPaths: []string{
-					"/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-					"/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
-				},
-				ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
-			},
-		},
-	}
-	return cfg, ContainerOptions{
-		ID:        "c1",
-		SandboxID: "s1",
-		Pod:       podConfig(),
-		Image: ocispec.ImageConfig{
-			User:       "web",
-			Env:        []string{"PATH=/bin", "MODE=slow"},
-			Entrypoint: []string{"/bin/serve"},
-			Cmd:        []string{"--help"},
-			WorkingDir: "/srv",
-		},
-		Rootfs:         filepath.Join(dir, "rootfs"),
-		NetNS:          "/test/netns/s1",
-		Shm:            "/test/pods/s1/shm",
-		PIDOwner:       "c1",
-		Hostname:       "/test/pods/s1/hostname",
-		Hosts:          "/test/pods/s1/hosts",
-		ResolvConf:     "/test/pods/s1/resolv.conf",
-		MinOOMScoreAdj: -1000,
-	}
-}
-
-func TestContainer(t *testing.T) {
-	for name, change := range map[string]func(*runtime.ContainerConfig, *ContainerOptions){
-		"kubelet": func(*runtime.ContainerConfig, *ContainerOptions) {},
-		"userns": func(cfg *runtime.ContainerConfig, o *ContainerOptions) {
-			u := userNS(runtime.NamespaceMode_POD, 1<<16, 1<<16)
-			o.Pod.Linux.SecurityContext = &runtime.LinuxSandboxSecurityContext{NamespaceOptions: &runtime.NamespaceOption{UsernsOptions: u}}
-			cfg.Linux.SecurityContext.NamespaceOptions.UsernsOptions = userNS(runtime.NamespaceMode_POD, 1<<16, 1<<16)
-			cfg.Mounts[0].UidMappings, cfg.Mounts[0].GidMappings = u.Uids, u.Gids
-		},
-		"annotations": func(cfg *runtime.ContainerConfig, o *ContainerOptions) {
-			o.Pod.Annotations = map[string]string{"example.com/pod": "p", "example.com/both": "p", "other": "o"}
-			cfg.Annotations = map[string]string{"example.com/both": "c", "dev.gvisor.flag.debug": "true", containerType: "sandbox"}
-			o.Allowed = []string{"example.com/*", containerType}
-		},
-		"privileged-tty": func(cfg *runtime.ContainerConfig, o *ContainerOptions) {
-			cfg.Tty = true
-			cfg.Linux.SecurityContext.Privileged = true
-			o.Pod.Linux.SecurityContext = &runtime.LinuxSandboxSecurityContext{Privileged: true}
-		},
-		"restricted": func(cfg *runtime.ContainerConfig, o *ContainerOptions) {
-			cfg.Command = []string{"/bin/sh"}
-			cfg.WorkingDir = "/tmp"
-			cfg.Linux.Resources = nil
-			o.MinOOMScoreAdj = 5
-			s := cfg.Linux.SecurityContext
-			s.RunAsUser, s.RunAsGroup = &runtime.Int64Value{Value: 1000}, &runtime.Int64Value{Value: 3000}
-			s.SupplementalGroups = []int64{2000, 3000}
-			s.NoNewPrivs, s.ReadonlyRootfs = true, true
-			s.Capabilities = &runtime.Capability{DropCapabilities: []string{"ALL"}, AddCapabilities: []string{"NET_BIND_SERVICE"}}
-			s.MaskedPaths = []string{"/etc/secret", "/etc/machine-id", "/etc/none", "/proc/version", "/proc/bus", "/data/file"}
-			s.ReadonlyPaths = []string{"/srv/www", "/data"}
-		},
-		"mounts": func(cfg *runtime.ContainerConfig, o *ContainerOptions) {
-			volume := cfg.Mounts[0].HostPath
-			o.Shm, o.Hostname, o.ResolvConf, o.NetNS, o.PIDOwner = "", "", "", "", ""
-			cfg.Linux.SecurityContext.NamespaceOptions = &runtime.NamespaceOption{Network: runtime.NamespaceMode_NODE}
-			cfg.Mounts = []*runtime.Mount{
-				{ContainerPath: "/a/b/c", HostPath: volume + "/link", Propagation: runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER},
-				{ContainerPath: "a/", HostPath: volume + "/new/dir", Readonly: true},
-				{ContainerPath: "/rro", HostPath: volume, Readonly: true, RecursiveReadOnly: true},
-				{ContainerPath: "/image", Readonly: true, Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "d"},
-				{ContainerPath: "/a/b", HostPath: volume, MountOptions: []string{"noexec", "nodev"}},
-				{ContainerPath: "/dev/shm", HostPath: volume},
-				{ContainerPath: "/sys", HostPath: volume},
-			}
-			o.Volumes = map[int]string{2: "/test/containers/c1/volumes/2", 3: "/test/containers/c1/volumes/3/d"}
-			if err := os.Symlink("rw", volume+"/link"); err != nil {
-				t.Fatal(err)
-			}
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			cfg, o := container(t, dir)
-			change(cfg, &o)
-			spec, err := Container(cfg, o)
-			if err != nil {
-				t.Fatal(err)
-			}
-			golden(t, spec, dir)
-		})
 	}
 }
 
