@@ -3,11 +3,14 @@ package cri
 import (
 	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
+	"golang.org/x/tools/txtar"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -51,6 +54,12 @@ func TestFieldsAreDecided(t *testing.T) {
 				}
 			}
 		}
+		asked := askedFor(t, m)
+		for _, row := range rows {
+			if !refused[row] && !onlyZero.MatchString(row) && !asked[row] {
+				t.Errorf("%s %s: in no request of internal/spec/testdata", message.Name(), row)
+			}
+		}
 		if want := fieldsOf(message, "", refused); !slices.Equal(rows, want) {
 			for _, f := range want {
 				if !slices.Contains(rows, f) {
@@ -69,6 +78,55 @@ func TestFieldsAreDecided(t *testing.T) {
 			}
 		}
 	}
+}
+
+// onlyZero are the fields of which the zero value alone is not refused.
+var onlyZero = regexp.MustCompile(`(\.ipc|userns_options\.mode|\.[ug]id(s|Mappings)\.container_id)$`)
+
+// askedFor are the paths of the fields that are set in the requests of the table that
+// shows what specs they become.
+func askedFor(t *testing.T, of proto.Message) map[string]bool {
+	t.Helper()
+	file := map[protoreflect.Name]string{"PodSandboxConfig": "pod.json", "ContainerConfig": "container.json"}[of.ProtoReflect().Descriptor().Name()]
+	rows, err := filepath.Glob("../spec/testdata/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := map[string]bool{}
+	var note func(m protoreflect.Message, prefix string)
+	note = func(m protoreflect.Message, prefix string) {
+		m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+			path := prefix + string(f.Name())
+			asked[path] = true
+			switch {
+			case f.Message() == nil || f.IsMap():
+			case f.IsList():
+				for i := range v.List().Len() {
+					note(v.List().Get(i).Message(), path+".")
+				}
+			default:
+				note(v.Message(), path+".")
+			}
+			return true
+		})
+	}
+	for _, row := range rows {
+		archive, err := txtar.ParseFile(row)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, part := range archive.Files {
+			if part.Name != file {
+				continue
+			}
+			m := of.ProtoReflect().New()
+			if err := protojson.Unmarshal(part.Data, m.Interface()); err != nil {
+				t.Fatalf("%s: %v", row, err)
+			}
+			note(m, "")
+		}
+	}
+	return asked
 }
 
 // fieldsOf are the paths of a message's fields, of those that are messages the
