@@ -171,10 +171,11 @@ func (c Cgroup) sources() []source {
 // Figures reads what the kernel counts: CPU time and memory, and with detail all
 // that there is. The error is ErrNotFound when the cgroup is gone.
 func (c Cgroup) Figures(detail bool) (Figures, error) {
-	f := Figures{}
+	f := make(Figures, 32)
+	var r reader
 	for _, s := range c.sources() {
 		if detail || !s.detail {
-			c.read(s, f)
+			c.read(&r, s, f)
 		}
 	}
 	if _, ok := f["memory.current"]; !ok {
@@ -188,8 +189,8 @@ func (c Cgroup) Figures(detail bool) (Figures, error) {
 const unlimited = 1 << 62
 
 // read adds the figures of a file that is there.
-func (c Cgroup) read(s source, to Figures) {
-	text, err := readFile(filepath.Join(c.Dir(s.controller), s.file))
+func (c Cgroup) read(r *reader, s source, to Figures) {
+	text, err := r.read(c.Dir(s.controller) + "/" + s.file)
 	if err != nil {
 		return
 	}
@@ -211,34 +212,38 @@ func (c Cgroup) read(s source, to Figures) {
 	}
 }
 
-// readFile reads a small file of the kernel's. os.ReadFile would need twice the
-// system calls, and there are a dozen files for each pod.
-func readFile(path string) ([]byte, error) {
+// reader reads small files of the kernel's. os.ReadFile would need twice the system
+// calls, and there are a dozen files for each pod.
+type reader struct{ buffer []byte }
+
+// read returns what is in a file. It is overwritten by the next read.
+func (r *reader) read(path string) ([]byte, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	text := make([]byte, 0, 4096)
+	r.buffer = r.buffer[:0]
 	for {
-		if len(text) == cap(text) {
-			text = slices.Grow(text, cap(text))
+		if len(r.buffer) == cap(r.buffer) {
+			r.buffer = slices.Grow(r.buffer, 4096)
 		}
-		n, err := unix.Read(fd, text[len(text):cap(text)])
+		n, err := unix.Read(fd, r.buffer[len(r.buffer):cap(r.buffer)])
 		if n <= 0 || err != nil {
-			return text, err
+			return r.buffer, err
 		}
-		text = text[:len(text)+n]
+		r.buffer = r.buffer[:len(r.buffer)+n]
 	}
 }
 
 // figure reads one figure.
 func (c Cgroup) figure(name string) (uint64, bool) {
 	f := Figures{}
+	var r reader
 	for _, s := range c.sources() {
 		for _, figure := range s.figures {
 			if figure == name {
-				c.read(s, f)
+				c.read(&r, s, f)
 			}
 		}
 	}

@@ -20,7 +20,7 @@ type Traffic struct{ Bytes, Packets, Errors, Dropped uint64 }
 // Interfaces returns the network interfaces that a process of the host sees, but
 // for the loopback interface. first is the name of the one to begin with.
 func Interfaces(pid int, first string) ([]Interface, error) {
-	text, err := readFile(fmt.Sprintf("/proc/%d/net/dev", pid))
+	text, err := new(reader).read(fmt.Sprintf("/proc/%d/net/dev", pid))
 	if err != nil {
 		return nil, fmt.Errorf("network interfaces of process %d: %w", pid, err)
 	}

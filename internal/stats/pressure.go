@@ -22,7 +22,7 @@ func (c Cgroup) Pressure(resource string) *Pressure {
 	if c.Legacy() {
 		return nil
 	}
-	text, err := readFile(filepath.Join(c.Memory, resource+".pressure"))
+	text, err := new(reader).read(filepath.Join(c.Memory, resource+".pressure"))
 	if err != nil { // also when the kernel was started with psi=0
 		return nil
 	}

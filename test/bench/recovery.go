@@ -21,10 +21,7 @@ type RecoveryReport struct {
 
 // recovery fills the node with pods, kills the daemon a few times and starts it.
 func (n *node) recovery(ctx context.Context, pods int) (r RecoveryReport, err error) {
-	for r.Pods, err = n.running(ctx); err == nil && r.Pods < pods; r.Pods++ {
-		_, err = n.sleeper(ctx, fmt.Sprint("found-", r.Pods), 1)
-	}
-	if err != nil {
+	if r.Pods, err = n.fill(ctx, pods); err != nil {
 		return r, err
 	}
 	watch := newStopwatch()
@@ -46,6 +43,15 @@ func (n *node) recovery(ctx context.Context, pods int) (r RecoveryReport, err er
 	}
 	r.Quantiles = watch.calls()["start"]
 	return r, nil
+}
+
+// fill starts pods until so many run, and returns how many do.
+func (n *node) fill(ctx context.Context, pods int) (int, error) {
+	have, err := n.running(ctx)
+	for ; err == nil && have < pods; have++ {
+		_, err = n.sleeper(ctx, fmt.Sprint("fill-", have), 1)
+	}
+	return have, err
 }
 
 // restart starts the daemon and returns how many pods run, once it answers.
