@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net"
 	"path/filepath"
 	"testing"
@@ -57,6 +58,9 @@ func (f *fakeCRI) ListPodSandboxStats(context.Context, *runtime.ListPodSandboxSt
 	}
 	if f.asked != nil {
 		f.asked <- struct{}{}
+	}
+	if now == nil {
+		return nil, errors.New("away")
 	}
 	return &runtime.ListPodSandboxStatsResponse{Stats: now}, nil
 }

@@ -42,9 +42,9 @@ func fakeNode() *fakeCRI {
 	}
 }
 
-// table checks a printed table, the columns parted by any number of spaces, and
+// sameTable checks a printed table, the columns parted by any number of spaces, and
 // missing cells left out.
-func table(t *testing.T, got string, want ...string) {
+func sameTable(t *testing.T, got string, want ...string) {
 	t.Helper()
 	var lines []string
 	for line := range strings.Lines(got) {
@@ -61,7 +61,7 @@ func TestPs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	table(t, out,
+	sameTable(t, out,
 		"POD CONTAINER STATE ATTEMPT AGE ID",
 		"default/db ready 0 121m aaaa",
 		"default/web ready 0 121m ccccccccccccc",
@@ -71,7 +71,7 @@ func TestPs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	table(t, out,
+	sameTable(t, out,
 		"POD CONTAINER STATE ATTEMPT AGE ID",
 		"default/db ready 0 121m aaaa",
 		"default/old stopped 0 121m bbbb",
@@ -93,11 +93,17 @@ func used(second int64, cpu float64, bytes uint64) (*runtime.CpuUsage, *runtime.
 func webStats(second int64, pod, app float64) []*runtime.PodSandboxStats {
 	linux := &runtime.LinuxPodSandboxStats{Process: &runtime.ProcessUsage{ProcessCount: &runtime.UInt64Value{Value: 7}}}
 	linux.Cpu, linux.Memory = used(second, pod, 96<<20)
+	linux.Network = &runtime.NetworkUsage{Timestamp: second * 1e9, // 3 KiB a second, and half of it
+		DefaultInterface: &runtime.NetworkInterfaceUsage{
+			RxBytes: &runtime.UInt64Value{Value: uint64(second) * 3 << 10}, TxBytes: &runtime.UInt64Value{Value: uint64(second) * 3 << 9}}}
 	c := &runtime.ContainerStats{Attributes: &runtime.ContainerAttributes{Id: "c1"}}
 	c.Cpu, c.Memory = used(second, app, 64<<20)
+	c.WritableLayer = &runtime.FilesystemUsage{UsedBytes: &runtime.UInt64Value{Value: 20 << 20}}
 	linux.Containers = []*runtime.ContainerStats{c}
 	return []*runtime.PodSandboxStats{{Attributes: &runtime.PodSandboxAttributes{Id: "cccccccccccccccc"}, Linux: linux}}
 }
+
+const topTitle = "POD CONTAINER CPU MEMORY DISK PIDS RX/s TX/s"
 
 func TestTopOnce(t *testing.T) {
 	for name, test := range map[string]struct {
@@ -107,18 +113,22 @@ func TestTopOnce(t *testing.T) {
 		"two readings": {
 			[][]*runtime.PodSandboxStats{webStats(10, 5, 2), webStats(12, 8, 4)},
 			[]string{
-				"default/web ready 0 121m 1.50 96.0 MiB 7",
-				"app running 0 30m 1.00 64.0 MiB",
-				"proxy running 1 30m - -",
+				"default/web 1.50 96.0 MiB 20.0 MiB 7 3.0 KiB 1.5 KiB",
+				"app 1.00 64.0 MiB 20.0 MiB",
+				"proxy - - -",
+				"(overhead) - -",
+				"default/db - - - - - -",
 				"(overhead) - -",
 			},
 		},
 		"a sandbox that hangs": {
 			[][]*runtime.PodSandboxStats{webStats(10, 5, 2)},
 			[]string{
-				"default/web ready 0 121m - 96.0 MiB? 7",
-				"app running 0 30m - 64.0 MiB?",
-				"proxy running 1 30m - -",
+				"default/db - - - - - -",
+				"(overhead) - -",
+				"default/web - 96.0 MiB? 20.0 MiB 7 - -",
+				"app - 64.0 MiB? 20.0 MiB",
+				"proxy - - -",
 				"(overhead) - -",
 			},
 		},
@@ -130,11 +140,7 @@ func TestTopOnce(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			table(t, out, append([]string{
-				"POD CONTAINER STATE ATTEMPT AGE CPU MEMORY PIDS",
-				"default/db ready 0 121m - - -",
-				"(overhead) - -",
-			}, test.want...)...)
+			sameTable(t, out, append([]string{topTitle}, test.want...)...)
 		})
 	}
 }
@@ -148,10 +154,10 @@ func TestTopOverhead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	table(t, out,
-		"POD CONTAINER STATE ATTEMPT AGE CPU MEMORY PIDS",
-		"default/web ready 0 121m 1.50 96.0 MiB 7",
-		"app running 0 30m 1.00 64.0 MiB",
+	sameTable(t, out,
+		topTitle,
+		"default/web 1.50 96.0 MiB 20.0 MiB 7 3.0 KiB 1.5 KiB",
+		"app 1.00 64.0 MiB 20.0 MiB",
 		"(overhead) 0.50 32.0 MiB")
 }
 
@@ -180,8 +186,43 @@ func TestTopLiveEndsWithItsContext(t *testing.T) {
 
 func TestSize(t *testing.T) {
 	for bytes, want := range map[float64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1.5 * (1 << 30): "1.5 GiB", 1 << 51: "2048.0 TiB"} {
-		if got := size(bytes); got != want {
+		if got := size(&bytes); got != want {
 			t.Errorf("%v: %s, want %s", bytes, got, want)
 		}
+	}
+}
+
+// TestTopFitsTheTerminal has more rows than a terminal has lines.
+func TestTopFitsTheTerminal(t *testing.T) {
+	const text = "POD\na\nb\nc\n"
+	for lines, want := range map[int]string{0: "POD\na\nb\nc", 4: "POD\na\nb\nc", 3: "POD\na\n… 2 more", 2: "POD\n… 3 more"} {
+		if got := cut(text, lines); got != want {
+			t.Errorf("%d lines: %q, want %q", lines, got, want)
+		}
+	}
+}
+
+// TestTopGoesOn has the daemon away for one reading, as when it is restarted.
+func TestTopGoesOn(t *testing.T) {
+	node := fakeNode()
+	node.stats, node.asked = [][]*runtime.PodSandboxStats{webStats(10, 5, 2), nil, webStats(14, 8, 4)}, make(chan struct{}, 100)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var out bytes.Buffer
+	cmd := command()
+	cmd.SetOut(&out)
+	cmd.SetArgs([]string{"top", "--interval", "1ms", "--socket", node.serve(t)})
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.ExecuteContext(ctx) }()
+	for range 4 {
+		<-node.asked
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	screens := strings.Split(out.String(), "\x1b[2J")
+	if len(screens) < 4 || !strings.Contains(screens[2], "away") || !strings.Contains(screens[3], "default/web") {
+		t.Errorf("%q", screens)
 	}
 }
