@@ -11,8 +11,9 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// The trees in testdata are those of a sandbox in a pod's cgroup: v1 as kernel
-// 6.18 has shown it, v2 in the same kernel's format.
+// The trees in testdata are recorded, of a sandbox in a pod's cgroup: v1 with kernel
+// 6.18; v2 with 6.1, after the sandbox had burnt CPU time under a limit and written 50
+// MiB to a tmpfs, and the kernel had killed a process beside it for the pod's memory.
 var (
 	v1 = Cgroup{"testdata/v1", "testdata/v1/memory/kubepods/pod1/sandbox"}
 	v2 = Cgroup{"testdata/v2", "testdata/v2/kubepods.slice/kubepods-pod1.slice/runscd-sandbox.scope"}
@@ -70,11 +71,12 @@ func TestFigures(t *testing.T) {
 			"cpu.stat.usage_usec": 169977, "cpu.stat.user_usec": 99991, "cpu.stat.system_usec": 63987, "cpu.stat.nr_periods": 0, "cpu.stat.throttled_usec": 0,
 		}, []string{"memory.max", "memory.events.high", "memory.stat.pgscan"}, 23834624 - 12288, 19787776 + 1077248},
 		"v2": {v2, Figures{
-			"memory.current": 96665600, "memory.stat.anon": 19787776, "memory.stat.shmem": 52428800, "memory.stat.file": 74731520,
-			"memory.stat.pgfault": 10432, "memory.stat.pgmajfault": 2, "memory.stat.pgscan": 120, "memory.stat.kernel": 2723840,
-			"memory.peak": 101187584, "memory.swap.current": 0, "memory.events.max": 0, "memory.events.oom_kill": 1,
-			"cpu.stat.usage_usec": 2743219, "cpu.stat.user_usec": 1901023, "cpu.stat.nr_throttled": 17, "cpu.stat.throttled_usec": 913022,
-		}, []string{"memory.max", "memory.swap.max"}, 96665600 - 20983808, 19787776 + 52428800},
+			"memory.current": 76677120, "memory.stat.anon": 22228992, "memory.stat.shmem": 52801536, "memory.stat.file": 52801536,
+			"memory.stat.pgfault": 31860, "memory.stat.pgmajfault": 0, "memory.stat.pgscan": 0, "memory.stat.kernel": 1630208,
+			"memory.peak": 134471680, "memory.swap.current": 0, "memory.events.max": 0, "memory.events.oom_kill": 1,
+			"cpu.stat.usage_usec": 32629959, "cpu.stat.user_usec": 13625358, "cpu.stat.system_usec": 19004600,
+			"cpu.stat.nr_periods": 558, "cpu.stat.nr_throttled": 530, "cpu.stat.throttled_usec": 56150472,
+		}, []string{"memory.max"}, 76677120 - 0, 22228992 + 52801536},
 	} {
 		got, err := tt.cgroup.Figures(true)
 		if err != nil {
@@ -146,7 +148,7 @@ func TestShortage(t *testing.T) {
 	for c, want := range map[Cgroup]string{
 		v1:                   "memory limit of 134217728 bytes of cgroup /kubepods/pod1",
 		v2:                   "memory limit of 134217728 bytes of cgroup /kubepods.slice/kubepods-pod1.slice",
-		v2.Parent().Parent(): "memory limit of 67108864000 bytes of cgroup /kubepods.slice",
+		v2.Parent().Parent(): "memory limit of 1073741824 bytes of cgroup /kubepods.slice",
 	} {
 		if got := c.Shortage(); got != want {
 			t.Errorf("%s: %q, want %q", c.Path(), got, want)
@@ -191,8 +193,9 @@ func TestPressure(t *testing.T) {
 		}
 	}
 	want := map[string]Pressure{
-		"cpu":    {Some: Stall{1.5, 0.42, 0.1, 2276947}, Full: Stall{0.5, 0.12, 0, 913022}},
-		"memory": {Some: Stall{Total: 11}, Full: Stall{Total: 7}},
+		"cpu":    {Some: Stall{37.48, 35.6, 11.06, 36473001}, Full: Stall{32.36, 30.21, 9.33, 30711026}},
+		"memory": {Some: Stall{0, 0, 0, 19042}, Full: Stall{0, 0, 0, 19042}},
+		"io":     {},
 	}
 	if !maps.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
