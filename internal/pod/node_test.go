@@ -73,6 +73,7 @@ func (n *node) open() {
 		}},
 	})
 	n.must(err)
+	n.statsTimeout = time.Minute // a sandbox that does not hang answers, on however busy a machine
 	n.opened = append(n.opened, n.Registry)
 }
 
