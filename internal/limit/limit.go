@@ -102,6 +102,10 @@ func (c Cgroup) write(s setting) error {
 		}
 		s.value = string(above)
 	}
+	// Most stay as they are, and what is set has the kernel go through the cgroup's memory.
+	if text, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(text)) == s.value {
+		return nil
+	}
 	// Not to be created, where the cgroup is gone.
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if errors.Is(err, os.ErrNotExist) && s.optional {

@@ -90,6 +90,7 @@ func (p *limiter) limits(containers map[*Container]*runtime.LinuxContainerResour
 // than it shall have, that is an error, or with gently set the limit stays as it
 // is: the kernel would kill for it.
 func (p *limiter) hold(ctx context.Context, l limit.Limits, gently bool) error {
+	p.memoryKills()
 	host := p.cgroup()
 	figures, err := host.Figures(false)
 	if errdefs.IsNotFound(err) {

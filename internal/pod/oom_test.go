@@ -9,6 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/runscd/runscd/internal/limit"
 )
 
 // cgroup gives a pod a cgroup of version 2, with a memory limit that is lower than
@@ -18,6 +20,7 @@ func (n *node) cgroup(p *Pod) string {
 	dir := filepath.Join(n.cgroups, "kubepods", p.Config().Metadata.Name)
 	n.must(os.CopyFS(dir, os.DirFS("testdata/cgroup")))
 	dir = filepath.Join(dir, "sandbox")
+	n.kills(dir, 0)
 	n.must(p.update(func(f *podRecord) {
 		f.Cgroup = dir
 		f.Resources.M = &runtime.LinuxContainerResources{MemoryLimitInBytes: 128 << 20} // as there
@@ -82,6 +85,21 @@ func TestOOMOfSomethingElse(t *testing.T) {
 	n.must(n.StopPod(t.Context(), p.ID))
 	n.ended(d, 137, reasonError)
 	n.message(p.Facts().Message, "")
+}
+
+// TestOOMBeforeAnotherLimit has the pod's limit raised between the kill and its being
+// told.
+func TestOOMBeforeAnotherLimit(t *testing.T) {
+	n := newNode(t)
+	p, err := n.Pod(n.runPod("p"))
+	n.must(err)
+	cgroup := n.cgroup(p)
+	c := n.start(p.ID, "one", "sleep")
+	n.kills(cgroup, 1)
+	n.must(p.limiter.hold(t.Context(), limit.Limits{Sizes: map[string]int64{"memory.max": 200 << 20}}, false))
+	n.must(c.signal(t.Context(), unix.SIGKILL, true)) // in the kernel's place
+	n.ended(c, 137, reasonOOMKilled)
+	n.message(c.Facts().Message, shortage)
 }
 
 // TestOOMWithoutTheDaemon has the kernel kill while no daemon is there.

@@ -30,8 +30,7 @@ type Pod struct {
 	// ended is closed when the facts tell the end of the sandbox. It is nil for
 	// one that never ran, or not since the daemon was started.
 	ended chan struct{}
-	// kills is the last that was read of the cgroup.
-	kills atomic.Pointer[memoryKills]
+	kills killsRead
 	meter meter
 }
 
