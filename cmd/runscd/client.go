@@ -3,8 +3,11 @@ package main
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
+	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -79,4 +82,27 @@ func listPods(ctx context.Context, pods runtime.RuntimeServiceClient, all bool) 
 		slices.SortFunc(p.containers, func(a, b *runtime.Container) int { return cmp.Compare(a.CreatedAt, b.CreatedAt) })
 	}
 	return rows, nil
+}
+
+// findPod returns the running pod of a name, with its namespace before it or not, or of
+// the beginning of an id.
+func findPod(ctx context.Context, pods runtime.RuntimeServiceClient, name string) (*podRow, error) {
+	rows, err := listPods(ctx, pods, false)
+	if err != nil {
+		return nil, err
+	}
+	rows = slices.DeleteFunc(rows, func(p *podRow) bool {
+		return name != p.Metadata.Name && name != p.name() && !strings.HasPrefix(p.Id, name)
+	})
+	switch len(rows) {
+	case 0:
+		return nil, fmt.Errorf("pod %q: none that runs: %w", name, errdefs.ErrNotFound)
+	case 1:
+		return rows[0], nil
+	}
+	var ids []string
+	for _, p := range rows {
+		ids = append(ids, shortID(p.Id))
+	}
+	return nil, fmt.Errorf("pod %q: several, name one by its id: %s: %w", name, strings.Join(ids, ", "), errdefs.ErrInvalidArgument)
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/emptypb"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -22,14 +23,16 @@ type fakeCRI struct {
 }
 
 // serve serves on a socket, whose path it returns, until the test ends.
-func (f *fakeCRI) serve(t *testing.T) string {
+func (f *fakeCRI) serve(t *testing.T) string { return serveFake(t, f) }
+
+func serveFake(t *testing.T, f runtime.RuntimeServiceServer) string {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.UnknownServiceHandler(unknown(f)))
 	runtime.RegisterRuntimeServiceServer(server, f)
 	done := make(chan struct{})
 	go func() {
@@ -41,6 +44,19 @@ func (f *fakeCRI) serve(t *testing.T) string {
 		<-done
 	})
 	return socket
+}
+
+// unknown has a fake note the calls for a pod that are not the CRI's.
+func unknown(f runtime.RuntimeServiceServer) grpc.StreamHandler {
+	return func(_ any, stream grpc.ServerStream) error {
+		method, _ := grpc.MethodFromServerStream(stream)
+		req := new(runtime.PodSandboxStatusRequest)
+		if err := stream.RecvMsg(req); err != nil {
+			return err
+		}
+		f.(interface{ note(call string) }).note(method + " " + req.PodSandboxId)
+		return stream.SendMsg(new(emptypb.Empty))
+	}
 }
 
 func (f *fakeCRI) ListPodSandbox(context.Context, *runtime.ListPodSandboxRequest) (*runtime.ListPodSandboxResponse, error) {

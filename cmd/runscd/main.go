@@ -49,6 +49,7 @@ func command() *cobra.Command {
 	root.AddCommand(
 		serveCommand(file), configCommand(file), doctorCommand(file), runCommand(file),
 		psCommand(file), topCommand(file), debugCommand(file), versionCommand(),
+		checkpointCommand(file), restoreCommand(file), cloneCommand(file), pauseCommand(file), resumeCommand(file),
 	)
 	return root
 }

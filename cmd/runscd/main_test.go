@@ -65,6 +65,7 @@ func TestBadCommandLines(t *testing.T) {
 		"unknown flag":       {"run", "--nothing", "busybox"},
 		"neither text nor":   {"doctor", "--output", "xml"},
 		"not positive":       {"top", "--interval", "0s"},
+		"--copies 0":         {"clone", "-n", "0", "web"},
 		"nowhere.sock":       {"ps", "--socket", "/nowhere.sock"},
 	} {
 		out, err := execute(t, args...)
