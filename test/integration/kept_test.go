@@ -10,9 +10,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -72,16 +74,81 @@ func TestCheckpointConnections(t *testing.T) {
 	check(t, d.pods.RemovePodSandbox(ctx(t), q.id))
 }
 
-// TestCheckpointHostNetwork has a pod with the host's network.
+// TestCheckpointHostNetwork has a pod with the host's network, whose sockets are lost.
 func TestCheckpointHostNetwork(t *testing.T) {
 	d := newDaemon(t, noNetwork)
 	p := d.runPod(t, func(c *runtime.PodSandboxConfig) {
 		c.Linux.SecurityContext.NamespaceOptions.Network = runtime.NamespaceMode_NODE
 	})
-	c := p.run(t, counting)
+	// With a socket of the host's.
+	c := p.run(t, "(sleep 5000 | nc -l -p 9321; echo lost; sleep 1000) & "+counting)
 	c.waitFor(t, "3\n")
+	eventually(t, "it listens", func() error {
+		if out, code := c.exec(t, "pidof nc"); code != 0 {
+			return errors.New(out)
+		}
+		return nil
+	})
 	dir := p.save(t, nil, c)
 	_, again := d.restore(t, restoreRequest(dir, c))
+	check(t, d.pods.StartContainer(ctx(t), again[0].id))
+	again[0].waitFor(t, "5\n")
+	again[0].waitFor(t, "connection abort") // what nc says of its socket
+}
+
+// TestCheckpointEmptyDir has volumes as the kubelet makes them: those in memory come back
+// with what is in them, those on disk are what the new pod has.
+func TestCheckpointEmptyDir(t *testing.T) {
+	d := newDaemon(t, noNetwork)
+	d.write(t, "conf.toml.d/20.toml", fmt.Sprintf("kubelet = {root = %q}\n", d.path("kubelet")))
+	d.stop(t, unix.SIGTERM)
+	d.start(t)
+	config := d.podConfig()
+	mounts := func(uid string, size int) []*runtime.Mount {
+		return []*runtime.Mount{at("/memory", d.emptyDir(t, uid, "memory", size)), at("/disk", d.emptyDir(t, uid, "disk", 0))}
+	}
+	saved := mounts(config.Metadata.Uid, 8*mib)
+	p := d.runPod(t, func(c *runtime.PodSandboxConfig) { c.Metadata.Uid = config.Metadata.Uid })
+	c := p.run(t, "echo memory > /memory/f; echo disk > /disk/f; "+counting, func(c *runtime.ContainerConfig) { c.Mounts = saved })
+	c.waitFor(t, "3\n")
+	dir := p.save(t, nil, c)
+	req := restoreRequest(dir, c)
+	_, err := d.raw.RestorePod(soon(t), req)
+	denied(t, err, codes.InvalidArgument, "memory0") // the new pod has no such volume
+	other := restoreRequest(dir, c)
+	other.ContainerConfigs[0].Mounts = mounts(other.Config.Metadata.Uid, 4*mib)
+	_, err = d.raw.RestorePod(soon(t), other)
+	denied(t, err, codes.InvalidArgument, "size=4194304")
+	req.ContainerConfigs[0].Mounts = mounts(req.Config.Metadata.Uid, 8*mib)
+	check(t, os.WriteFile(filepath.Join(req.ContainerConfigs[0].Mounts[1].HostPath, "f"), []byte("other\n"), 0o644))
+	_, again := d.restore(t, req)
+	check(t, d.pods.StartContainer(ctx(t), again[0].id))
+	again[0].says(t, "cat /memory/f /disk/f", "memory\nother\n")
+}
+
+// TestCheckpointOpenFile has a file of the host open that is not there any more when the
+// pod is restored. That pod ends, and the other runs on.
+func TestCheckpointOpenFile(t *testing.T) {
+	d := newDaemon(t, noNetwork)
+	p := d.runPod(t)
+	shared, elsewhere := t.TempDir(), t.TempDir()
+	c := p.run(t, "exec 5>/shared/open; "+counting, share(shared))
+	c.waitFor(t, "3\n")
+	dir := p.save(t, nil, c)
+	req := restoreRequest(dir, c)
+	req.ContainerConfigs[0].Mounts[0].HostPath = elsewhere
+	q, again := d.restore(t, req)
+	if err := d.pods.StartContainer(ctx(t), again[0].id); err == nil || !strings.Contains(err.Error(), `failed to walk "open"`) {
+		t.Errorf("start: %v", err)
+	}
+	eventually(t, "the pod ends", func() error {
+		if s := q.status(t); s.State != runtime.PodSandboxState_SANDBOX_NOTREADY {
+			return errors.New(s.String())
+		}
+		return nil
+	})
+	check(t, d.pods.RemovePodSandbox(ctx(t), q.id))
+	_, again = d.restore(t, restoreRequest(dir, c))
 	check(t, d.pods.StartContainer(ctx(t), again[0].id))
 	again[0].waitFor(t, "5\n")
 }
