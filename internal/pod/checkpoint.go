@@ -20,6 +20,7 @@ import (
 	"github.com/runscd/runscd/internal/checkpoint"
 	"github.com/runscd/runscd/internal/proc"
 	"github.com/runscd/runscd/internal/runsc"
+	"github.com/runscd/runscd/internal/spec"
 )
 
 // Checkpoint saves a running pod with all its containers to an empty directory.
@@ -244,6 +245,9 @@ func manifest(p *Pod, containers []*Container) (*checkpoint.Manifest, error) {
 			return nil, err
 		}
 		f := c.Facts()
+		if device := spec.HostDevice(o.Spec); device != "" {
+			return nil, fmt.Errorf("container %s: device %s is the host's and cannot be saved: %w", c.ID, device, errdefs.ErrFailedPrecondition)
+		}
 		m.Order = append(m.Order, f.Config.M.Metadata.Name)
 		m.Containers[f.Config.M.Metadata.Name] = checkpoint.Container{
 			Object: o, ID: c.ID, Cgroup: cgroupIn(c), ImageID: f.ImageID, ImageRef: f.ImageRef, VolumeIDs: f.VolumeIDs,

@@ -41,12 +41,26 @@ func addDevices(s *specs.Spec, cfg *runtime.ContainerConfig, o ContainerOptions)
 			match, _ := path.Match(pattern, d.Path)
 			return match
 		})
-		own := d.Type == "c" && sentryDevices[[2]uint32{uint32(d.Major), uint32(d.Minor)}]
-		if !own && !proxied {
+		if !sentryHas(d) && !proxied {
 			return fmt.Errorf("device %s (%s %d:%d): not one that a sandbox has: %w", d.Path, d.Type, d.Major, d.Minor, errdefs.ErrInvalidArgument)
 		}
 	}
 	return nil
+}
+
+// sentryHas tells whether the sentry has a device itself.
+func sentryHas(d specs.LinuxDevice) bool {
+	return d.Type == "c" && sentryDevices[[2]uint32{uint32(d.Major), uint32(d.Minor)}]
+}
+
+// HostDevice returns the path of a device that is the host's, empty if there is none.
+func HostDevice(s *specs.Spec) string {
+	for _, d := range s.Linux.Devices {
+		if !sentryHas(d) {
+			return d.Path
+		}
+	}
+	return ""
 }
 
 // hostDevice returns a device of the configuration. There is no cgroup for the

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -103,5 +104,18 @@ func TestCDIDevices(t *testing.T) {
 		cfg.CDIDevices = []*runtime.CDIDevice{{Name: name}}
 		_, err := Container(cfg, o)
 		refused(t, err, errdefs.ErrInvalidArgument, words)
+	}
+}
+
+func TestHostDevice(t *testing.T) {
+	null := specs.LinuxDevice{Path: "/dev/null", Type: "c", Major: 1, Minor: 3}
+	for want, devices := range map[string][]specs.LinuxDevice{
+		"":             {null},
+		"/dev/nvidia0": {null, {Path: "/dev/nvidia0", Type: "c", Major: 195}},
+		"/dev/sda":     {{Path: "/dev/sda", Type: "b", Major: 1, Minor: 3}},
+	} {
+		if got := HostDevice(&specs.Spec{Linux: &specs.Linux{Devices: devices}}); got != want {
+			t.Errorf("%v: %q", devices, got)
+		}
 	}
 }
