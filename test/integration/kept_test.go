@@ -26,6 +26,7 @@ func TestCheckpointConnections(t *testing.T) {
 	d.addNetwork(t)
 	p := d.runPod(t)
 	server := p.run(t, "sleep 5000 | nc -l -p 9000")
+	listener := p.run(t, "nc -ll -p 9001 -e cat")
 	l, err := net.Listen("tcp", fmt.Sprintf("10.86.%d.1:0", d.subnet))
 	check(t, err)
 	defer l.Close()
@@ -49,17 +50,25 @@ func TestCheckpointConnections(t *testing.T) {
 		}
 		return nil
 	})
-	dir := p.save(t, nil, server, outside, inside)
+	dir := p.save(t, nil, server, listener, outside, inside)
 	for range 100 { // more than was on its way
 		if !lines.Scan() {
 			t.Fatalf("the connection is lost: %v", lines.Err())
 		}
 	}
-	q, again := d.restore(t, restoreRequest(dir, server, outside, inside))
+	q, again := d.restore(t, restoreRequest(dir, server, listener, outside, inside))
 	for _, c := range again {
 		check(t, d.pods.StartContainer(ctx(t), c.id))
 	}
-	again[1].waitFor(t, "lost\n")
+	again[2].waitFor(t, "lost\n")
+	echo, err := net.Dial("tcp", q.status(t).Network.GetIp()+":9001")
+	check(t, err)
+	defer echo.Close()
+	_, err = echo.Write([]byte("hello\n"))
+	check(t, err)
+	if line, err := bufio.NewReader(echo).ReadString('\n'); line != "hello\n" {
+		t.Errorf("the restored pod does not listen: %q, %v", line, err)
+	}
 	again[0].waitFor(t, "tick\n")
 	if out, _ := again[0].exec(t, "ps | grep -c '[s]leep 1000'"); out != "0\n" {
 		t.Errorf("the command of an exec is restored: %q", out)
