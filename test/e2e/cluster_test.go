@@ -47,6 +47,7 @@ type cluster struct {
 	image   string // busybox
 	signal  string // an image that is stopped by SIGUSR1
 	private string // an image of a registry that asks for user and password
+	health  string // a server of gRPC's health protocol
 }
 
 // process is a part of the cluster.
@@ -114,8 +115,8 @@ func (c *cluster) hideHost() error {
 
 // serveImages makes the images of the pods.
 func (c *cluster) serveImages(t *testing.T) {
-	put := func(r *loopback.Registry, name string, config v1.Config) string {
-		img, err := loopback.Busybox(config)
+	put := func(r *loopback.Registry, name string, config v1.Config, more ...v1.Layer) string {
+		img, err := loopback.Busybox(config, more...)
 		check(t, err)
 		ref, err := r.Put(name, img)
 		check(t, err)
@@ -126,9 +127,25 @@ func (c *cluster) serveImages(t *testing.T) {
 	config := loopback.Config()
 	config.StopSignal = "SIGUSR1"
 	c.signal = put(open, "signal:1", config)
+	c.health = put(open, "health:1", v1.Config{Entrypoint: []string{"/health"}}, c.healthServer(t))
 	config = loopback.Config()
 	config.Labels = map[string]string{"private": "yes"} // an image that the node does not have
 	c.private = put(loopback.Start(t, loopback.Options{Username: "user", Password: "secret"}), "private:1", config)
+}
+
+// healthServer is a layer with the program of the directory health.
+func (c *cluster) healthServer(t *testing.T) v1.Layer {
+	build := exec.Command("go", "build", "-o", c.path("health"), "./health")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := build.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	program, err := os.ReadFile(c.path("health"))
+	check(t, err)
+	layer, err := loopback.Layer(false, loopback.File("health", 0o755, program))
+	check(t, err)
+	return layer
 }
 
 // configure writes the files that the parts are started with.
@@ -155,11 +172,13 @@ state = %q
 level = "debug"
 [cgroup]
 driver = "cgroupfs"
+[kubelet]
+root = %q
 [runtime]
 path = %q
 [network]
 conf_dir = %q
-`, c.path("l"), c.path("s"), bin("runsc"), c.path("cni")),
+`, c.path("l"), c.path("s"), c.path("k"), bin("runsc"), c.path("cni")),
 		"cni/e2e.conflist": fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "e2e", "plugins": [
 {"type": "bridge", "bridge": "e2e0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
  "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.86.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]}},

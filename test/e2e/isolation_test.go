@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -29,6 +30,15 @@ func confined(s *scene) {
 	s.ready()
 	s.says("touch /x 2>/dev/null || echo refused; grep CapEff /proc/self/status; grep NoNewPrivs /proc/self/status; grep Seccomp: /proc/self/status",
 		"refused\nCapEff:\t0000000000000400\nNoNewPrivs:\t1\nSeccomp:\t2")
+}
+
+func seccompFile(s *scene) {
+	check(s.T, os.MkdirAll(s.c.path("k/seccomp"), 0o755))
+	check(s.T, os.WriteFile(s.c.path("k/seccomp/modes.json"), []byte(`{"defaultAction": "SCMP_ACT_ALLOW",
+		"syscalls": [{"names": ["chmod", "fchmodat", "fchmodat2"], "action": "SCMP_ACT_ERRNO"}]}`), 0o644))
+	s.run(forever, "securityContext: {seccompProfile: {type: Localhost, localhostProfile: modes.json}}")
+	s.ready()
+	s.says("touch /tmp/f && chmod 700 /tmp/f 2>/dev/null || echo refused", "refused")
 }
 
 func privileged(s *scene) {
@@ -72,8 +82,25 @@ containers: [` + s.container("c", "echo x >/v/f; "+forever, "volumeMounts: [{nam
 	// The kubelet has mapped the volume: on the host the file is root's.
 	info, err := os.Stat(s.c.path("k/pods/" + string(p.UID) + "/volumes/kubernetes.io~empty-dir/v/f"))
 	check(s.T, err)
-	if info.Size() != 2 {
-		s.Errorf("file of %d bytes", info.Size())
+	if owner := info.Sys().(*syscall.Stat_t).Uid; info.Size() != 2 || owner != 0 {
+		s.Errorf("file of %d bytes and of user %d", info.Size(), owner)
+	}
+	// The sandbox is nobody there.
+	seen := 0
+	for _, dir := range cgroups(s.c.cgroup + "/kubepods/besteffort/pod" + string(p.UID)) {
+		for _, pid := range strings.Fields(s.read(dir + "/cgroup.procs")) {
+			info, err := os.Stat("/proc/" + pid)
+			if err != nil {
+				continue // has ended
+			}
+			seen++
+			if user := info.Sys().(*syscall.Stat_t).Uid; user < 65536 {
+				s.Errorf("process %s of user %d", pid, user)
+			}
+		}
+	}
+	if seen == 0 {
+		s.Error("no process in the pod's cgroup")
 	}
 }
 

@@ -51,7 +51,7 @@ func (s *scene) answers(word string) {
 }
 
 // runscdRestart is that pods do not notice that runscd is killed, and that one
-// that ends meanwhile is told with its exit code and its output.
+// that ends meanwhile is told with its exit code.
 func runscdRestart(s *scene) {
 	s.run("i=0; while true; do i=$((i+1)); echo line $i; sleep 0.1; done")
 	before := status(s.ready(), "c").ContainerID

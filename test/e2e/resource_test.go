@@ -16,9 +16,14 @@ import (
 func (s *scene) limit(p *corev1.Pod, files ...string) string {
 	s.Helper()
 	for _, file := range files {
-		found, _ := filepath.Glob("/sys/fs/cgroup/*" + s.c.cgroup + "/kubepods/pod" + string(p.UID) + "/" + file)
-		more, _ := filepath.Glob("/sys/fs/cgroup" + s.c.cgroup + "/kubepods/pod" + string(p.UID) + "/" + file)
-		for _, path := range append(found, more...) {
+		var found []string
+		for _, hierarchy := range []string{"", "/*"} {
+			for _, class := range []string{"", "/burstable"} {
+				more, _ := filepath.Glob("/sys/fs/cgroup" + hierarchy + s.c.cgroup + "/kubepods" + class + "/pod" + string(p.UID) + "/" + file)
+				found = append(found, more...)
+			}
+		}
+		for _, path := range found {
 			if text, err := os.ReadFile(path); err == nil {
 				return strings.TrimSpace(string(text))
 			}
@@ -28,17 +33,59 @@ func (s *scene) limit(p *corev1.Pod, files ...string) string {
 	return ""
 }
 
+// holds waits until the host holds both the pod and the sandbox in it to limits, of
+// memory in MiB and of CPU in thousandths.
+func (s *scene) holds(p *corev1.Pod, memory, cpu int64) {
+	s.Helper()
+	for _, cgroup := range []string{"", "*/"} {
+		s.eventually("limits of the cgroup "+cgroup, func() error {
+			got := s.limit(p, cgroup+"memory.limit_in_bytes", cgroup+"memory.max") + " " +
+				strings.Fields(s.limit(p, cgroup+"cpu.cfs_quota_us", cgroup+"cpu.max"))[0]
+			if want := fmt.Sprint(memory<<20, " ", cpu*100); got != want {
+				return fmt.Errorf("%s, want %s", got, want)
+			}
+			return nil
+		})
+	}
+}
+
+// sees waits until the container is shown its limits.
+func (s *scene) sees(memory, cpu int64) {
+	s.Helper()
+	s.eventually("limits in the container", func() error {
+		got := s.sh("cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max")
+		if want := fmt.Sprintf("%d\n%d 100000\n", memory<<20, cpu*100); got != want {
+			return fmt.Errorf("%q, want %q", got, want)
+		}
+		return nil
+	})
+}
+
 const guaranteed = "{limits: {cpu: 200m, memory: 128Mi}, requests: {cpu: 200m, memory: 128Mi}}"
 
 func resources(s *scene) {
 	s.run(forever, "resources: "+guaranteed)
 	p := s.ready()
-	s.same("memory of the pod's cgroup", s.limit(p, "memory.limit_in_bytes", "memory.max"), fmt.Sprint(128<<20))
-	s.same("CPU of the pod's cgroup", strings.Fields(s.limit(p, "cpu.cfs_quota_us", "cpu.max"))[0], "20000")
+	s.holds(p, 128, 200)
+	s.sees(128, 200)
+	s.says("grep -o 'MemTotal:.*' /proc/meminfo | tr -s ' '", "MemTotal: 131072 kB")
 	r := status(p, "c").Resources
 	if r == nil || r.Limits.Cpu().MilliValue() != 200 || r.Limits.Memory().Value() != 128<<20 {
 		s.Errorf("status says %+v", r)
 	}
+}
+
+// podResources are limits of the pod, whose container has none.
+func podResources(s *scene) {
+	s.pod("resources: {limits: {cpu: 300m, memory: 96Mi}, requests: {cpu: 100m, memory: 48Mi}}\ncontainers: [" + s.container("c", forever) + "]")
+	s.holds(s.ready(), 96, 300)
+}
+
+// layerLimit is that the kubelet sees how much a container has written. An empty /tmp
+// of the image would not do: runsc puts memory there.
+func layerLimit(s *scene) {
+	s.once("head -c 20000000 /dev/zero >/big; "+forever, "resources: {limits: {ephemeral-storage: 4Mi}}")
+	s.waitPod("Evicted", func(p *corev1.Pod) bool { return p.Status.Reason == "Evicted" })
 }
 
 // resize changes the limits of the running container, without a restart.
@@ -55,7 +102,8 @@ func resize(s *scene) {
 			r := status(p, "c").Resources
 			return r != nil && r.Limits.Cpu().MilliValue() == to.cpu && r.Limits.Memory().Value() == to.memory<<20
 		})
-		s.same("memory of the pod's cgroup", s.limit(p, "memory.limit_in_bytes", "memory.max"), fmt.Sprint(to.memory<<20))
+		s.holds(p, to.memory, to.cpu)
+		s.sees(to.memory, to.cpu)
 		if n := status(p, "c").RestartCount; n != 0 {
 			s.Errorf("%d restarts", n)
 		}

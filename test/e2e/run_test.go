@@ -133,6 +133,20 @@ containers: [` + s.container("c", "trap 'echo term >>/v/order; exit 0' TERM; sle
 	s.same("order", s.read("prestop/order"), "hook\nterm")
 }
 
+// otherHooks is a hook that the kubelet waits for and one that it calls by HTTP.
+func otherHooks(s *scene) {
+	s.pod(`
+terminationGracePeriodSeconds: 20
+volumes: [{name: v, hostPath: {path: ` + s.c.path("hooks") + `, type: DirectoryOrCreate}}]
+containers: [` + s.container("c", "mkdir -p /tmp/w/cgi-bin; printf '#!/bin/sh\necho hook >>/v/order; echo; echo\n' >/tmp/w/cgi-bin/stop; chmod 755 /tmp/w/cgi-bin/stop; "+
+		"httpd -p 8080 -h /tmp/w; trap 'echo term >>/v/order; exit 0' TERM; sleep 1h & wait",
+		"lifecycle: {postStart: {sleep: {seconds: 1}}, preStop: {httpGet: {port: 8080, path: /cgi-bin/stop}}}",
+		"volumeMounts: [{name: v, mountPath: /v}]") + `]`)
+	s.ready()
+	s.kubectl("delete", "pod", s.name)
+	s.same("order", s.read("hooks/order"), "hook\nterm")
+}
+
 // grace is that a container has its grace period and no more.
 func grace(s *scene) {
 	s.pod("terminationGracePeriodSeconds: 3\ncontainers: [" +
@@ -218,6 +232,13 @@ func probeTCP(s *scene) {
 	s.event("Unhealthy", "Liveness probe failed")
 }
 
+func probeGRPC(s *scene) {
+	s.pod("containers: [{name: c, image: \"" + s.c.health + "\", readinessProbe: {grpc: {port: 9000}, periodSeconds: 1}, " +
+		"livenessProbe: {grpc: {port: 9000, service: nobody}, periodSeconds: 1, failureThreshold: 100}}]")
+	s.ready()
+	s.event("Unhealthy", "Liveness probe failed")
+}
+
 func probeStartup(s *scene) {
 	s.run("sleep 2; touch /tmp/up; "+forever, "startupProbe: {exec: {command: [test, -e, /tmp/up]}, periodSeconds: 1, failureThreshold: 60}",
 		"livenessProbe: {exec: {command: [test, -e, /tmp/up]}, periodSeconds: 1, failureThreshold: 1}")
@@ -232,6 +253,7 @@ func oom(s *scene) {
 	if e.Reason != "OOMKilled" || e.ExitCode != 137 {
 		s.Errorf("ended with %+v", e)
 	}
+	s.has("message", e.Message, "memory")
 }
 
 // thirty is that many pods at once come and go.

@@ -16,10 +16,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// read returns a file of the cluster's directory.
+// read returns a file, by default of the cluster's directory.
 func (s *scene) read(name string) string {
 	s.Helper()
-	text, err := os.ReadFile(s.c.path(name))
+	if !filepath.IsAbs(name) {
+		name = s.c.path(name)
+	}
+	text, err := os.ReadFile(name)
 	check(s.T, err)
 	return string(text)
 }

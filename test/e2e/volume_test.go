@@ -51,6 +51,14 @@ containers:
 		}
 		return err
 	})
+	// The one on disk is the host's, the other one the sandbox's.
+	p, err := s.getPod(s.name)
+	check(s.T, err)
+	volumes := "k/pods/" + string(p.UID) + "/volumes/kubernetes.io~empty-dir/"
+	s.same("file on the host", s.read(volumes+"v/f"), "shared")
+	if found := names(s.c.path(volumes + "m")); len(found) > 0 {
+		s.Errorf("the host has %q of what is in the sandbox's memory", found)
+	}
 	if out, err := s.command(nil, "exec", s.name, "-c", "d", "--", "sh", "-c", "head -c 3000000 /dev/zero >/m/big"); err == nil {
 		s.Errorf("3 MB in 1 MiB of memory: %s", out)
 	}
