@@ -24,8 +24,13 @@ done
 doc=$root/usr/share/doc/runscd
 install -D -m 644 -t "$doc/examples" "$deploy"/10-runscd.conflist "$deploy"/crictl.yaml "$deploy"/kubelet.conf "$deploy"/runtimeclass.yaml
 install -m 644 "$deploy/../LICENSE" "$doc/copyright"
-mkdir -p "$root/usr/share/bash-completion/completions"
-"$bin/runscd" completion bash >"$root/usr/share/bash-completion/completions/runscd"
+install -D -m 644 -t "$root/usr/share/man/man8" "$deploy"/../docs/man/*.8
+gzip -9n "$root"/usr/share/man/man8/*.8
+for shell in bash:bash-completion/completions/runscd zsh:zsh/vendor-completions/_runscd fish:fish/vendor_completions.d/runscd.fish; do
+	to=$root/usr/share/${shell#*:}
+	mkdir -p "$(dirname "$to")"
+	"$bin/runscd" completion "${shell%%:*}" >"$to"
+done
 
 mkdir "$root/DEBIAN"
 install -m 755 -t "$root/DEBIAN" "$here/postinst" "$here/prerm" "$here/postrm"

@@ -68,6 +68,8 @@ func TestPackage(t *testing.T) {
 	for _, name := range []string{
 		"usr/bin/runscd", "usr/lib/runscd/runscd", "usr/lib/runscd/runsc", "etc/runscd/runscd.toml",
 		"usr/share/doc/runscd/copyright", "usr/share/doc/runscd/examples/10-runscd.conflist",
+		"usr/share/man/man8/runscd-doctor.8.gz", "usr/share/bash-completion/completions/runscd",
+		"usr/share/zsh/vendor-completions/_runscd", "usr/share/fish/vendor_completions.d/runscd.fish",
 	} {
 		if !exists(s.root, name) {
 			t.Errorf("no %s", name)
