@@ -85,7 +85,7 @@ func podResources(s *scene) {
 // of the image would not do: runsc puts memory there.
 func layerLimit(s *scene) {
 	s.once("head -c 20000000 /dev/zero >/big; "+forever, "resources: {limits: {ephemeral-storage: 4Mi}}")
-	s.waitPod("Evicted", func(p *corev1.Pod) bool { return p.Status.Reason == "Evicted" })
+	s.event("Evicted", "ephemeral local storage")
 }
 
 // resize changes the limits of the running container, without a restart.
