@@ -19,8 +19,10 @@ const (
 	// collectDelay lets removals that come together be collected together.
 	collectDelay = 500 * time.Millisecond
 	// collectEvery finds what becomes garbage without a removal: the leases
-	// of pulls that were not tried again.
+	// of pulls that were not tried again, and what a removal could not remove.
 	collectEvery = 15 * time.Minute
+	// collectAgain is the pause behind a collection that failed, as on a full disk.
+	collectAgain = 10 * time.Second
 )
 
 // collect asks for a collection soon.
@@ -35,22 +37,40 @@ func (s *Store) collect() {
 func (s *Store) runCollector() {
 	tick := time.NewTicker(collectEvery)
 	defer tick.Stop()
+	var again <-chan time.Time // after a failure
 	for {
+		everywhere := true
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-tick.C:
+		case <-again:
 		case <-s.dirty:
+			everywhere = false
 			select {
 			case <-s.ctx.Done():
 				return
 			case <-time.After(collectDelay):
 			}
 		}
-		if _, err := s.db.GarbageCollect(s.ctx); err != nil && s.ctx.Err() == nil {
+		again = nil
+		if err := s.collectNow(s.ctx, everywhere); err != nil && s.ctx.Err() == nil {
 			logrus.WithError(err).Warn("garbage of images not collected")
+			again = time.After(collectAgain)
 		}
 	}
+}
+
+// collectNow removes what is not needed any more; with everywhere also what an earlier
+// collection has removed from the database alone.
+func (s *Store) collectNow(ctx context.Context, everywhere bool) error {
+	if everywhere {
+		if err := markDirty(ctx, s); err != nil {
+			return err
+		}
+	}
+	_, err := s.db.GarbageCollect(ctx)
+	return err
 }
 
 // sweep removes what an earlier process left half done. What its unfinished
@@ -89,17 +109,13 @@ func (s *Store) sweep(ctx context.Context) error {
 	if err := dropDamagedImages(ctx, s.images, s.blobs); err != nil {
 		return err
 	}
-	if err := s.markDirty(ctx); err != nil {
-		return err
-	}
-	_, err = s.db.GarbageCollect(ctx)
-	return err
+	return s.collectNow(ctx, true)
 }
 
 // markDirty makes the next collection look into the content store and the
-// snapshotter too. It looks only where this process removed something, and so
-// would miss what an earlier one had removed from the database alone.
-func (s *Store) markDirty(ctx context.Context) error {
+// snapshotter too. It looks only where something was removed since the last, and so
+// would miss what that had removed from the database alone.
+func markDirty(ctx context.Context, s *Store) error {
 	const name = "sweep"
 	if _, err := s.snapshots.Prepare(ctx, name, ""); err != nil && !errdefs.IsAlreadyExists(err) {
 		return err
