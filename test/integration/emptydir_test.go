@@ -78,3 +78,29 @@ func TestEmptyDir(t *testing.T) {
 	_, err := d.pods.CreateContainer(ctx(t), p.id, refusedMount, p.config)
 	refused(t, err, codes.Unimplemented, `the volume "memory" in memory`)
 }
+
+// TestSocketsInVolumes has a socket in a volume in memory lead from one container to
+// another, and one in a directory of the host stay with the container that made it.
+func TestSocketsInVolumes(t *testing.T) {
+	d := newDaemon(t, noNetwork)
+	d.write(t, "conf.toml.d/20.toml", fmt.Sprintf("kubelet = {root = %q}\n", d.path("kubelet")))
+	d.stop(t, unix.SIGTERM)
+	d.start(t)
+	uid := d.podConfig().Metadata.Uid
+	memory, disk := d.emptyDir(t, uid, "memory", 8*mib), d.emptyDir(t, uid, "disk", 0)
+	p := d.runPod(t, func(c *runtime.PodSandboxConfig) { c.Metadata.Uid = uid })
+	pair := func(volume string) (server, client *container) {
+		mounted := func(c *runtime.ContainerConfig) { c.Mounts = []*runtime.Mount{at("/v", volume)} }
+		server = p.run(t, "ln -s /v/log /dev/log; exec syslogd -n -O -", mounted)
+		server.waitFor(t, "syslogd started")
+		return server, p.run(t, "ln -s /v/log /dev/log; echo linked; "+forever, mounted)
+	}
+	server, client := pair(memory)
+	client.waitFor(t, "linked")
+	client.says(t, "logger across", "")
+	server.waitFor(t, "across")
+
+	server, client = pair(disk)
+	server.says(t, "test -S /v/log && echo has", "has\n")
+	client.says(t, "test -S /v/log || echo has not", "has not\n")
+}
