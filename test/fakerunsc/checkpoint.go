@@ -134,7 +134,7 @@ func (s *sandbox) restoreSub(a startArgs, files []*os.File) error {
 	if !last {
 		return nil
 	}
-	go s.root()
+	s.root()
 	for _, p := range frozen {
 		s.start(p)
 		s.mu.Lock()

@@ -197,7 +197,7 @@ func (s *sandbox) doContainer(method, cid string) (any, error) {
 	case "ContainerRuntimeState":
 		return s.state(cid), nil
 	case "StartRoot":
-		go s.root()
+		s.root()
 		return nil, nil
 	case "CreateSubcontainer":
 		s.mu.Lock()
@@ -244,15 +244,17 @@ func (s *sandbox) state(cid string) int {
 	}
 }
 
-// root is the first process of the sandbox, whose end is the sandbox's.
+// root starts the first process of the sandbox, whose end is the sandbox's.
 func (s *sandbox) root() {
 	p := &process{cid: s.id, args: []string{"sleep"}}
 	s.start(p)
 	s.mu.Lock()
 	s.started[key{s.id, 0}] = p
 	s.mu.Unlock()
-	<-p.done
-	os.Exit(exitCode(p.status))
+	go func() {
+		<-p.done
+		os.Exit(exitCode(p.status))
+	}()
 }
 
 type startArgs struct {
