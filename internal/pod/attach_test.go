@@ -280,6 +280,7 @@ func TestAttachToATerminal(t *testing.T) {
 	n := newNode(t)
 	c := n.startWith(n.runPod("p"), "c", withTTY, "trap")
 	u, other := n.attach(c), n.attach(c)
+	other.sizes <- stdio.Size{} // the one that it has: it is attached
 	u.sizes <- stdio.Size{Width: 100, Height: 50}
 	u.await(&u.out, "signal 28\r\n")
 	other.await(&other.out, "signal 28\r\n")
