@@ -43,7 +43,7 @@ func TestSysctls(t *testing.T) {
 	low.run(t, forever, security(func(s *runtime.LinuxContainerSecurityContext) {
 		s.RunAsUser = &runtime.Int64Value{Value: 1000}
 		s.Capabilities = &runtime.Capability{DropCapabilities: []string{"ALL"}}
-	})).says(t, "nc -l -p 80 -e true & while ! nc 127.0.0.1 80 </dev/null; do :; done; wait && echo served", "served\n")
+	})).says(t, "nc -l -p 80 -e true & while ! nc 127.0.0.1 80 </dev/null 2>/dev/null; do :; done; wait && echo served", "served\n")
 
 	for name, value := range map[string]string{
 		"kernel.shm_rmid_forced":              "1",    // not in a sandbox

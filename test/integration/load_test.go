@@ -148,7 +148,13 @@ func (d *daemon) reboot(t *testing.T) {
 	})
 	check(t, unmountBelow(d.dir))
 	check(t, os.RemoveAll(d.path("s")))
-	removeCgroup(d.cgroup)
+	eventually(t, "the cgroups go", func() error { // which dead processes leave a little later
+		removeCgroup(d.cgroup)
+		if left := cgroupsBelow(d.cgroup); len(left) > 0 {
+			return fmt.Errorf("%q", left)
+		}
+		return nil
+	})
 	check(t, makeCgroup(d.cgroup))
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	check(t, err)
