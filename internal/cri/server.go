@@ -19,7 +19,7 @@ import (
 // Name is the runtime's name in the CRI.
 const Name = "runscd"
 
-// RuntimeServer is the RuntimeService. RPCs that it does not have answer
+// RuntimeServer is the RuntimeService. RPCs that a newer cri-api adds answer
 // Unimplemented with their name.
 type RuntimeServer struct {
 	runtime.UnimplementedRuntimeServiceServer
