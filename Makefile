@@ -59,6 +59,8 @@ check: .cache/bin/staticcheck .cache/bin/checklocks ## check the form of the cod
 .cache/bin/checklocks: build/runsc/go.mod build/runsc/go.sum
 	cd build/runsc && $(static) -o $(CURDIR)/$@ $(gvisor)/tools/checklocks/cmd/checklocks
 
+# Whose service manager the tests start in namespaces of their own.
+test: packages += systemd
 test: setup build check ## all tests, also with the real runsc, CNI plugins and a registry (root)
 	$(race) -count=1 -timeout=30m ./test/...
 

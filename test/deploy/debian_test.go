@@ -54,14 +54,6 @@ func (s *system) dpkg(args ...string) (string, []string) {
 	return out, strings.Split(strings.TrimSpace(read(s.T, s.root, "asked")), "\n")
 }
 
-// withService skips what needs the unit of the service.
-func withService(t *testing.T) {
-	t.Helper()
-	if !exists("../../deploy", "runscd.service") {
-		t.Skip("no runscd.service")
-	}
-}
-
 func TestPackage(t *testing.T) {
 	s := newSystem(t)
 	s.dpkg("--install", s.deb("1.0.0-rc1"))
@@ -116,7 +108,6 @@ func TestPackageWithPods(t *testing.T) {
 // TestPackageService has the daemon started, replaced and stopped, but never
 // stopped before its replacement is there.
 func TestPackageService(t *testing.T) {
-	withService(t)
 	s := newSystem(t)
 	_, asked := s.dpkg("--install", s.deb("1.0.0"))
 	s.order(asked, "daemon-reload", "enable runscd.service", "restart runscd.service")
