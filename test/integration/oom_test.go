@@ -15,7 +15,8 @@ const oomLimit = 160 << 20
 // for memory: that of the sandbox, or one in which a container's program runs.
 func TestOOMShapes(t *testing.T) {
 	t.Run("sandbox", func(t *testing.T) {
-		p, idle, hog := outOfMemory(t, (*pod).sandboxPIDs)
+		d := newDaemon(t, noNetwork)
+		p, idle, hog := d.outOfMemory(t, (*pod).sandboxPIDs)
 		why := p.shortage()
 		for _, c := range []*container{hog, idle} {
 			if s := c.ended(t); s.ExitCode != 137 || s.Reason != "OOMKilled" || s.Message != why {
@@ -37,14 +38,16 @@ func TestOOMShapes(t *testing.T) {
 	t.Run("program", func(t *testing.T) {
 		// Until the sandbox has given the dead program's memory back the kernel may
 		// kill once more, and then that.
+		d := newDaemon(t, noNetwork)
 		for try := 0; ; try++ {
-			p, idle, hog := outOfMemory(t, func(p *pod) []int { return descendants(p.sandboxPIDs()) })
+			p, idle, hog := d.outOfMemory(t, func(p *pod) []int { return descendants(p.sandboxPIDs()) })
 			if s := hog.ended(t); s.ExitCode <= 128 || s.Reason != "OOMKilled" || s.Message != p.shortage() {
 				t.Errorf("container: %v", s)
 			}
 			_, _, err := p.pods.ExecSync(ctx(t), idle.id, []string{"true"}, patience)
-			if err != nil && try < 5 {
+			if err != nil && try < 10 {
 				t.Logf("the sandbox was killed too: %v", err)
+				check(t, d.pods.RemovePodSandbox(ctx(t), p.id))
 				continue
 			}
 			check(t, err)
@@ -59,9 +62,8 @@ func TestOOMShapes(t *testing.T) {
 
 // outOfMemory runs a pod of which one container takes more memory than there is, while
 // the kernel likes some processes best to kill.
-func outOfMemory(t *testing.T, victims func(*pod) []int) (p *pod, idle, hog *container) {
+func (d *daemon) outOfMemory(t *testing.T, victims func(*pod) []int) (p *pod, idle, hog *container) {
 	t.Helper()
-	d := newDaemon(t, noNetwork)
 	check(t, limitMemory(d.cgroup, oomLimit))
 	p = d.runPod(t)
 	idle = p.run(t, forever)
