@@ -64,8 +64,8 @@ test: packages += systemd
 test: setup build check ## all tests, also with the real runsc, CNI plugins and a registry (root)
 	$(race) -count=1 -timeout=30m ./test/...
 
-soak: setup build ## live 1,000 lives of pods, and look what is left of them (root)
-	RUNSCD_TEST_LIVES=1000 $(race) -count=1 -v -timeout=60m -run=ManyLives ./internal/pod ./test/integration
+soak: setup build ## live 1,000 lives of pods, fill the disk at each step of one, look what is left (root)
+	RUNSCD_TEST_LIVES=1000 $(race) -count=1 -v -timeout=60m -run='ManyLives|RefusedAtEveryStep' ./internal/pod ./test/integration
 
 e2e: setup build $(addprefix .cache/kubernetes/,etcd kube-apiserver kubectl kubelet) ## run pods on a real kubelet; the first time builds it (root)
 	cd test/e2e && RUNSCD_KUBERNETES=$(CURDIR)/.cache/kubernetes go test -count=1 -timeout=20m -parallel=6

@@ -3,8 +3,10 @@ package image
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/opencontainers/go-digest"
 )
 
 // The database opens a download in the files within a transaction. If that fails, as on
@@ -16,7 +18,10 @@ import (
 type openedKey struct{}
 
 // downloads are the files as the database has them.
-type downloads struct{ walkedFiles }
+type downloads struct {
+	walkedFiles
+	stuck *atomic.Bool
+}
 
 // walkedFiles is a content store on disk. The database looks for the second method.
 type walkedFiles interface {
@@ -30,6 +35,14 @@ func (d downloads) Writer(ctx context.Context, opts ...content.WriterOpt) (conte
 		*opened = w
 	}
 	return w, err
+}
+
+func (d downloads) Delete(ctx context.Context, blob digest.Digest) error {
+	return watchRemoval(d.stuck, d.walkedFiles.Delete(ctx, blob))
+}
+
+func (d downloads) Abort(ctx context.Context, ref string) error {
+	return watchRemoval(d.stuck, d.walkedFiles.Abort(ctx, ref))
 }
 
 // recorded is the content store of the database.

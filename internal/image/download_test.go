@@ -23,7 +23,7 @@ func (f forgetful) Writer(ctx context.Context, opts ...content.WriterOpt) (conte
 // download: the next pull can have it.
 func TestAFailedTransactionLocksNoDownload(t *testing.T) {
 	files := must(local.NewStore(t.TempDir()))(t)
-	s := recorded{forgetful{downloads{files.(walkedFiles)}}}
+	s := recorded{forgetful{downloads{walkedFiles: files.(walkedFiles)}}}
 	for range 2 {
 		if _, err := s.Writer(t.Context(), content.WithRef("layer")); err == nil || err.Error() != "no space left on device" {
 			t.Errorf("error %v", err)

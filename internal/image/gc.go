@@ -3,8 +3,10 @@ package image
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -69,7 +71,37 @@ func (s *Store) collectNow(ctx context.Context, everywhere bool) error {
 			return err
 		}
 	}
+	s.stuck.Store(false)
 	_, err := s.db.GarbageCollect(ctx)
+	if err == nil && s.stuck.Load() {
+		err = errStuck
+	}
+	return err
+}
+
+// errStuck says that the database is rid of things that are there. The library that
+// collects only logs that, so the stores beneath it tell, by a collectible and by
+// downloads.
+var errStuck = errors.New("something could not be removed")
+
+// collectible is the snapshotter as the database has it.
+type collectible struct {
+	snapshots.Snapshotter
+	stuck *atomic.Bool
+}
+
+func (c collectible) Remove(ctx context.Context, key string) error {
+	return watchRemoval(c.stuck, c.Snapshotter.Remove(ctx, key))
+}
+
+func (c collectible) Cleanup(ctx context.Context) error {
+	return watchRemoval(c.stuck, c.Snapshotter.(snapshots.Cleaner).Cleanup(ctx))
+}
+
+func watchRemoval(stuck *atomic.Bool, err error) error {
+	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+		stuck.Store(true)
+	}
 	return err
 }
 
@@ -109,7 +141,12 @@ func (s *Store) sweep(ctx context.Context) error {
 	if err := dropDamagedImages(ctx, s.images, s.blobs); err != nil {
 		return err
 	}
-	return s.collectNow(ctx, true)
+	err = s.collectNow(ctx, true)
+	if errors.Is(err, errStuck) { // no reason not to serve
+		logrus.WithError(err).Warn("garbage of images not collected")
+		return nil
+	}
+	return err
 }
 
 // markDirty makes the next collection look into the content store and the

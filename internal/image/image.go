@@ -122,10 +122,10 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 		}
 		return nil
 	})
+	s.collect() // after a failure too: one to sync may leave them removed
 	if err != nil {
 		return fmt.Errorf("image %s: remove: %w", id, err)
 	}
-	s.collect()
 	return nil
 }
 

@@ -25,6 +25,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -86,6 +87,7 @@ type Store struct {
 
 	locks keyLocks      // blobs and layers being fetched, references being pulled
 	dirty chan struct{} // asks the collector to run; capacity 1
+	stuck atomic.Bool   // something could not be removed since the last collection began
 
 	ctx    context.Context // ends with Close; carries the namespace
 	cancel context.CancelFunc
@@ -162,7 +164,8 @@ func (s *Store) open() error {
 	if err != nil {
 		return errors.Join(err, db.Close())
 	}
-	s.db = metadata.NewDB(db, downloads{files.(walkedFiles)}, map[string]snapshots.Snapshotter{snapshotter: s.backend})
+	s.db = metadata.NewDB(db, downloads{files.(walkedFiles), &s.stuck},
+		map[string]snapshots.Snapshotter{snapshotter: collectible{s.backend, &s.stuck}})
 	s.content = recorded{s.db.ContentStore()}
 	s.blobs = blobs{files: files, known: s.content}
 	s.snapshots = s.db.Snapshotter(snapshotter)

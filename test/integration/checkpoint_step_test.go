@@ -104,7 +104,7 @@ func (k *kubelet) runs(t *testing.T, c *container) {
 // is another, and tells whether it had so many.
 func (k *kubelet) dies(t *testing.T, n int, call func() error) (died bool) {
 	t.Helper()
-	k.trace = k.daemon.trace(t, n)
+	k.trace = k.daemon.trace(t, killedAt, n)
 	err := call()
 	if err != nil && status.Code(err) != codes.Unavailable && status.Code(err) != codes.Unknown {
 		check(t, err)

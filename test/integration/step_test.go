@@ -20,18 +20,34 @@ import (
 	"github.com/runscd/runscd/test/registry/loopback"
 )
 
+// lives are what a kubelet asks of a daemon, and the settings of that.
+var lives = map[string]struct {
+	live     func(*kubelet)
+	settings string
+}{
+	"pod": {(*kubelet).podLife, ""},
+	// The handler's check, which fails then, is most of the daemon's start.
+	"image": {(*kubelet).imageLife, noNetwork + "runtime = {path = '/bin/true'}\n"},
+}
+
 // TestKilledAtEveryStep kills the daemon at each step of what a kubelet asks of it,
 // and starts it again. The kubelet repeats the call that was cut off and goes on;
 // in the end nothing is left of it all.
-func TestKilledAtEveryStep(t *testing.T) {
-	for name, life := range map[string]struct {
-		live     func(*kubelet)
-		settings string
-	}{
-		"pod": {(*kubelet).podLife, ""},
-		// The handler's check, which fails then, is most of the daemon's start.
-		"image": {(*kubelet).imageLife, noNetwork + "runtime = {path = '/bin/true'}\n"},
-	} {
+func TestKilledAtEveryStep(t *testing.T) { faultAtEveryStep(t, killedAt, 1) }
+
+// TestRefusedAtEveryStep has the disk have no room at a step of what a kubelet asks,
+// and have room again when the kubelet repeats the call that was refused. Each fifth
+// step is tried in all tests, each in `make soak`.
+func TestRefusedAtEveryStep(t *testing.T) {
+	every := int32(5)
+	if os.Getenv("RUNSCD_TEST_LIVES") != "" {
+		every = 1
+	}
+	faultAtEveryStep(t, refusedAt, every)
+}
+
+func faultAtEveryStep(t *testing.T, fault string, every int32) {
+	for name, life := range lives {
 		t.Run(name, func(t *testing.T) {
 			var next, survived atomic.Int32
 			begin := time.Now()
@@ -39,19 +55,19 @@ func TestKilledAtEveryStep(t *testing.T) {
 				for range 2 {
 					t.Run("", func(t *testing.T) {
 						k := newKubelet(t, life.settings)
-						for k.live(life.live, int(next.Add(1))) {
+						for k.live(life.live, fault, int(next.Add(every))) {
 							survived.Add(1)
 						}
 					})
 				}
 			})
 			// The last one of each daemon was beyond the end of the life.
-			t.Logf("steps of the life of a %s: tried %d, survived %d, leaks found: 0; in %.0f s", name, next.Load()-2, survived.Load(), time.Since(begin).Seconds())
+			t.Logf("steps of the life of a %s: tried %d, survived %d, leaks found: 0; in %.0f s", name, next.Load()/every-2, survived.Load(), time.Since(begin).Seconds())
 		})
 	}
 }
 
-// kubelet asks things of a daemon that dies once, and repeats them.
+// kubelet asks things of a daemon that has one fault, and repeats them.
 type kubelet struct {
 	*daemon
 	t     *testing.T
@@ -67,24 +83,25 @@ func newKubelet(t *testing.T, settings string) *kubelet {
 	return &kubelet{daemon: d, t: t, blobs: d.blobs()}
 }
 
-// live lives a life with a daemon that dies at its n-th step, and tells whether it
-// had so many.
-func (k *kubelet) live(life func(*kubelet), n int) (died bool) {
-	k.trace = k.daemon.trace(k.t, n)
+// live lives a life with a daemon that has a fault at its n-th step, and tells whether
+// it had so many.
+func (k *kubelet) live(life func(*kubelet), fault string, n int) (faulted bool) {
+	k.trace = k.daemon.trace(k.t, fault, n)
 	defer func() {
 		if k.t.Failed() {
-			k.t.Logf("killed at step %d, the last of %q", n, k.steps)
+			k.t.Logf("%s at step %d, the last of %q", fault, n, k.steps)
 		}
 	}()
 	life(k)
-	for k.trace != nil { // what is done while nobody waits for it is of the life too
-		if !k.restarted() && k.nothing() == nil {
-			k.trace.end(k.t, true)
-			return false
-		}
+	eventually(k.t, "nothing is left behind", func() error { // what nobody waits for is of the life too
+		k.restarted()
+		return k.nothing()
+	})
+	if k.trace != nil {
+		k.steps = k.trace.end(k.t, true)
+		k.trace = nil
 	}
-	eventually(k.t, "nothing is left behind", k.nothing)
-	return true
+	return len(k.steps) >= n
 }
 
 // nothing is an error while anything is left of a life.
@@ -112,10 +129,13 @@ func (k *kubelet) restarted() bool {
 	return true
 }
 
-// try makes a call, twice if the daemon dies meanwhile.
+// try makes a call, twice if the daemon dies meanwhile or the disk refuses something.
 func (k *kubelet) try(call func() error) {
 	k.t.Helper()
 	err := call()
+	if err != nil && strings.Contains(err.Error(), unix.ENOSPC.Error()) {
+		err = call()
+	}
 	for end := time.Now().Add(patience); status.Code(err) == codes.Unavailable && time.Now().Before(end); {
 		if k.restarted() {
 			err = call()
@@ -139,8 +159,17 @@ func (k *kubelet) podLife() {
 	})
 	k.try(func() error {
 		err := k.pods.StartContainer(ctx(t), c.id)
-		if status.Code(err) == codes.FailedPrecondition && c.status(t).State == runtime.ContainerState_CONTAINER_RUNNING {
-			return nil // the daemon died when it had started it
+		if status.Code(err) != codes.FailedPrecondition {
+			return err
+		}
+		switch s := c.status(t); s.State {
+		case runtime.ContainerState_CONTAINER_RUNNING: // the daemon died when it had started it
+			return nil
+		case runtime.ContainerState_CONTAINER_EXITED: // the disk refused something, so there is to be another
+			c.config.Metadata.Attempt++
+			if c.id, err = k.pods.CreateContainer(ctx(t), p.id, c.config, p.config); err == nil {
+				err = k.pods.StartContainer(ctx(t), c.id)
+			}
 		}
 		return err
 	})
@@ -267,7 +296,7 @@ func (k *kubelet) diesAtStart(n int) bool {
 	})
 	_ = os.Remove(k.path("s/runscd.sock"))
 	k.cmd, k.exited = cmd, make(chan struct{})
-	trace := k.daemon.trace(t, n)
+	trace := k.daemon.trace(t, killedAt, n)
 	go func(exited chan struct{}) {
 		_ = cmd.Wait()
 		close(exited)

@@ -16,13 +16,20 @@ import (
 )
 
 // A step is a system call by which the daemon changes something outside of its own
-// memory. A tracer, a process of this binary, stops the daemon at each and kills it
-// at the one that is asked for, which is then not done. So no step of the product,
-// or of a library in it, can be forgotten, and the product knows nothing of it.
+// memory. A tracer, a process of this binary, stops the daemon at each, and at the
+// one that is asked for it kills the daemon, or fails the call as a full disk does;
+// either way it is not done. So no step of the product, or of a library in it, can be
+// forgotten, and the product knows nothing of it.
 
-// traced says what the tracer does, as "<pid of the daemon> <step>": the daemon is
-// killed at that step, at none for 0.
+// traced says what the tracer does, as "<pid of the daemon> <fault> <step>": what
+// happens at that step, at none for 0.
 const traced = "RUNSCD_TEST_TRACED"
+
+// What happens at a step.
+const (
+	killedAt  = "killed"
+	refusedAt = "refused" // only those are counted that want room on a disk
+)
 
 // steps are the system calls that are one, and of some the argument that decides,
 // with the bits in it. So is write to a file. The pages of a database are not, but
@@ -51,6 +58,12 @@ var steps = map[uint64]struct {
 	unix.SYS_CLONE:             {"fork", 0, unix.CLONE_VFORK, unix.CLONE_THREAD},
 	unix.SYS_CONNECT:           {name: "connect"}, // above all to a sandbox
 	unix.SYS_PIDFD_SEND_SIGNAL: {"signal", 1, ^uint64(0), 0},
+}
+
+// roomy are the steps that want room on a disk.
+var roomy = map[string]bool{
+	"open": true, "write": true, "rename": true, "mkdir": true, "mknod": true,
+	"symlink": true, "link": true, "fdatasync": true, "fsync": true,
 }
 
 // syscallInfo is struct ptrace_syscall_info.
@@ -86,7 +99,8 @@ func isFile(pid int, fd uint64) bool {
 func trace() (int, error) {
 	runtime.LockOSThread()
 	var pid, last int
-	if _, err := fmt.Sscan(os.Getenv(traced), &pid, &last); err != nil {
+	var fault string
+	if _, err := fmt.Sscan(os.Getenv(traced), &pid, &fault, &last); err != nil {
 		return 0, err
 	}
 	if err := seize(pid); err != nil {
@@ -95,7 +109,7 @@ func trace() (int, error) {
 	if err := tellReady(); err != nil {
 		return 0, err
 	}
-	for n := 0; ; {
+	for n, failed := 0, 0; ; { // failed is the thread whose call is made to fail
 		var ws unix.WaitStatus
 		tid, err := unix.Wait4(-1, &ws, unix.WALL, nil)
 		switch {
@@ -117,13 +131,28 @@ func trace() (int, error) {
 			if errno != 0 {
 				break // killed
 			}
-			if name, ok := info.step(pid); ok {
-				fmt.Println(name)
-				if n++; n == last {
-					if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-						return 0, err
-					}
+			if tid == failed && info.op != 1 {
+				failed = 0
+				if err := setResult(tid, unix.ENOSPC); err != nil {
+					return 0, err
 				}
+			}
+			name, ok := info.step(pid)
+			if !ok || fault == refusedAt && !roomy[name] {
+				break
+			}
+			fmt.Println(name)
+			if n++; n != last {
+				break
+			}
+			if fault == refusedAt {
+				failed = tid
+				err = skipCall(tid)
+			} else {
+				err = unix.Kill(pid, unix.SIGKILL)
+			}
+			if err != nil {
+				return 0, err
 			}
 		case ws>>16 != 0: // an event, such as a new thread
 			sig = 0
@@ -178,8 +207,8 @@ type tracer struct {
 	out *os.File // what it prints, to be read when it has ended
 }
 
-// trace has the daemon killed at its n-th step from now on, at none for 0.
-func (d *daemon) trace(t *testing.T, n int) *tracer {
+// trace has something happen to the daemon at its n-th step from now on, at none for 0.
+func (d *daemon) trace(t *testing.T, fault string, n int) *tracer {
 	t.Helper()
 	out, err := os.CreateTemp(d.dir, "trace")
 	check(t, err)
@@ -188,7 +217,7 @@ func (d *daemon) trace(t *testing.T, n int) *tracer {
 	check(t, err)
 	defer ready.Close()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %d", traced, d.cmd.Process.Pid, n), noSleep)
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %s %d", traced, d.cmd.Process.Pid, fault, n), noSleep)
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, os.Stderr, []*os.File{ours}
 	check(t, errors.Join(cmd.Start(), ours.Close()))
 	if word, err := io.ReadAll(ready); string(word) != "ready" {
