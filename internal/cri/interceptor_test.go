@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -60,6 +62,8 @@ func TestCodeOfAnError(t *testing.T) {
 		{wrapped(errdefs.ErrInternal), codes.Internal},
 		{wrapped(runsc.ErrNoExecutable), codes.InvalidArgument},
 		{wrapped(context.DeadlineExceeded), codes.DeadlineExceeded},
+		{wrapped(&os.PathError{Op: "write", Path: "/a", Err: unix.ENOSPC}), codes.ResourceExhausted},
+		{wrapped(unix.EDQUOT), codes.ResourceExhausted},
 		{wrapped(context.Canceled), codes.Canceled},
 		{wrapped(errors.New("anything")), codes.Unknown},
 		{status.Error(codes.ResourceExhausted, "slow"), codes.ResourceExhausted},

@@ -14,18 +14,18 @@ const seconds = 1_000_000
 var generalSeries = []series{
 	{
 		name: "container_last_seen", help: "Last time a container was seen by the exporter", kind: gauge,
-		pod:       func(s *pod.Stats) []sample { return unix(s.At) },
-		container: func(s *pod.ContainerStats) []sample { return unix(s.AskedAt) },
+		pod:       func(s *pod.Stats) []sample { return moment(s.At) },
+		container: func(s *pod.ContainerStats) []sample { return moment(s.AskedAt) },
 	},
 	{
 		name: "container_creation_time_seconds", help: "Container creation time since unix epoch in seconds.", kind: gauge,
-		pod:       func(s *pod.Stats) []sample { return unix(s.Pod.Facts().CreatedAt) },
-		container: func(s *pod.ContainerStats) []sample { return unix(s.Facts().CreatedAt) },
+		pod:       func(s *pod.Stats) []sample { return moment(s.Pod.Facts().CreatedAt) },
+		container: func(s *pod.ContainerStats) []sample { return moment(s.Facts().CreatedAt) },
 	},
 	{
 		name: "container_start_time_seconds", help: "Start time of the container since unix epoch in seconds.", kind: gauge,
-		pod:       func(s *pod.Stats) []sample { return unix(s.Pod.Facts().CreatedAt) },
-		container: func(s *pod.ContainerStats) []sample { return unix(s.Facts().StartedAt) },
+		pod:       func(s *pod.Stats) []sample { return moment(s.Pod.Facts().CreatedAt) },
+		container: func(s *pod.ContainerStats) []sample { return moment(s.Facts().StartedAt) },
 	},
 	{
 		name: "container_oom_events_total", help: "Count of out of memory events observed for the container", kind: counter,
@@ -255,8 +255,8 @@ func diskSeries(disk *stats.FileSystem) []series {
 
 func one(v uint64) []sample { return []sample{{value: v}} }
 
-// unix is a time in seconds; there is none that is zero.
-func unix(t time.Time) []sample {
+// moment is a time in seconds of Unix; there is none that is zero.
+func moment(t time.Time) []sample {
 	if t.IsZero() {
 		return nil
 	}
