@@ -110,7 +110,7 @@ func serve(ctx context.Context, c *config.Config) error {
 	defer sessions.Close()
 	server := grpc.NewServer(append(cri.ServerOptions(), d.ServerOptions()...)...)
 	service := cri.NewRuntimeServer(pods, cri.Options{
-		Version: version, SystemdCgroup: pods.SystemdCgroup, Sessions: sessions, Info: info,
+		Version: version, Sessions: sessions, Info: info,
 	})
 	runtime.RegisterRuntimeServiceServer(server, service)
 	cri.RegisterPods(server, service)

@@ -29,10 +29,9 @@ type RuntimeServer struct {
 
 // Options are what a RuntimeServer tells of its surroundings.
 type Options struct {
-	Version       string            // runscd's own, semantic
-	SystemdCgroup bool              // the cgroup driver that the kubelet has to use
-	Sessions      Sessions          // of exec, attach and port-forward
-	Info          map[string]string // further JSON for the verbose Status, by key
+	Version  string            // runscd's own, semantic
+	Sessions Sessions          // of exec, attach and port-forward
+	Info     map[string]string // further JSON for the verbose Status, by key
 }
 
 // NewRuntimeServer returns the service of a node's pods.
@@ -87,7 +86,7 @@ func features(h *pod.Handler) *runtime.RuntimeHandlerFeatures {
 // RuntimeConfig tells the kubelet which cgroup driver to use.
 func (s *RuntimeServer) RuntimeConfig(context.Context, *runtime.RuntimeConfigRequest) (*runtime.RuntimeConfigResponse, error) {
 	driver := runtime.CgroupDriver_CGROUPFS
-	if s.options.SystemdCgroup {
+	if s.pods.SystemdCgroup {
 		driver = runtime.CgroupDriver_SYSTEMD
 	}
 	return &runtime.RuntimeConfigResponse{Linux: &runtime.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil

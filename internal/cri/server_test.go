@@ -475,10 +475,13 @@ func TestStatusOfTheRuntime(t *testing.T) {
 	st, err = s.Status(ctx, &runtime.StatusRequest{})
 	s.must(err)
 	s.golden("status-no-network", st, nil)
-	config, err := s.RuntimeConfig(ctx, &runtime.RuntimeConfigRequest{})
-	s.must(err)
-	if d := config.Linux.CgroupDriver; d != runtime.CgroupDriver_CGROUPFS {
-		t.Errorf("cgroup driver %s", d)
+	for systemd, want := range map[bool]runtime.CgroupDriver{false: runtime.CgroupDriver_CGROUPFS, true: runtime.CgroupDriver_SYSTEMD} {
+		s.pods.SystemdCgroup = systemd
+		config, err := s.RuntimeConfig(ctx, &runtime.RuntimeConfigRequest{})
+		s.must(err)
+		if d := config.Linux.CgroupDriver; d != want {
+			t.Errorf("cgroup driver %s, systemd %t", d, systemd)
+		}
 	}
 	_, err = s.UpdateRuntimeConfig(ctx, &runtime.UpdateRuntimeConfigRequest{})
 	s.must(err)

@@ -149,10 +149,14 @@ func TestUpdateResources(t *testing.T) {
 	if s := c.status(t); s.Resources.String() != unchanged {
 		t.Errorf("after a restart: %v", s.Resources)
 	}
-	_, err := d.raw.UpdatePodSandboxResources(ctx(t), &runtime.UpdatePodSandboxResourcesRequest{
-		PodSandboxId: p.id, Overhead: &runtime.LinuxContainerResources{MemoryLimitInBytes: 16 * mib}, Resources: &runtime.LinuxContainerResources{MemoryLimitInBytes: 256 * mib},
-	})
-	check(t, err)
+	updatePod := func(memory int64) error {
+		_, err := d.raw.UpdatePodSandboxResources(ctx(t), &runtime.UpdatePodSandboxResourcesRequest{
+			PodSandboxId: p.id, Overhead: &runtime.LinuxContainerResources{MemoryLimitInBytes: 16 * mib}, Resources: &runtime.LinuxContainerResources{MemoryLimitInBytes: memory},
+		})
+		return err
+	}
+	check(t, updatePod(256*mib))
+	refused(t, updatePod(20*mib), codes.FailedPrecondition, "memory limit of 37748736 bytes for the sandbox", "it uses")
 	if got := p.memoryLimit(t); got != "285212672" {
 		t.Errorf("memory limit of the sandbox, bounded by the pod: %s", got)
 	}
