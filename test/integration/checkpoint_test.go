@@ -75,12 +75,15 @@ func (d *daemon) restore(t *testing.T, req *runtime.RestorePodRequest) (*pod, []
 	return p, containers
 }
 
-// count is the number that a counting container has come to.
-func (c *container) count(t *testing.T) int {
+// count is the number that a counting container has come to. The file is empty for a
+// moment at each.
+func (c *container) count(t *testing.T) (n int) {
 	t.Helper()
-	out, _ := c.exec(t, "cat /count")
-	n, err := strconv.Atoi(strings.TrimSpace(out))
-	check(t, err)
+	eventually(t, "there is a number", func() (err error) {
+		out, _ := c.exec(t, "cat /count")
+		n, err = strconv.Atoi(strings.TrimSpace(out))
+		return err
+	})
 	return n
 }
 
