@@ -163,7 +163,16 @@ func TestTopOverhead(t *testing.T) {
 
 func TestTopLiveEndsWithItsContext(t *testing.T) {
 	node := fakeNode()
-	node.stats, node.asked = [][]*runtime.PodSandboxStats{webStats(10, 5, 2)}, make(chan struct{}, 100)
+	node.stats = [][]*runtime.PodSandboxStats{webStats(10, 5, 2)}
+	if out := topLive(t, node, 3); strings.Count(out, "\x1b[2J") < 2 {
+		t.Errorf("screens:\n%s", out)
+	}
+}
+
+// topLive is what runscd top shows until it has asked a node so many times.
+func topLive(t *testing.T, node *fakeCRI, times int) string {
+	t.Helper()
+	node.asked = make(chan struct{}, 100)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var out bytes.Buffer
@@ -172,16 +181,14 @@ func TestTopLiveEndsWithItsContext(t *testing.T) {
 	cmd.SetArgs([]string{"top", "--interval", "1ms", "--socket", node.serve(t)})
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.ExecuteContext(ctx) }()
-	for range 3 {
+	for range times {
 		<-node.asked
 	}
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	if n := strings.Count(out.String(), "\x1b[2J"); n < 2 {
-		t.Errorf("%d screens in\n%s", n, out.String())
-	}
+	return out.String()
 }
 
 func TestSize(t *testing.T) {
@@ -205,23 +212,8 @@ func TestTopFitsTheTerminal(t *testing.T) {
 // TestTopGoesOn has the daemon away for one reading, as when it is restarted.
 func TestTopGoesOn(t *testing.T) {
 	node := fakeNode()
-	node.stats, node.asked = [][]*runtime.PodSandboxStats{webStats(10, 5, 2), nil, webStats(14, 8, 4)}, make(chan struct{}, 100)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	var out bytes.Buffer
-	cmd := command()
-	cmd.SetOut(&out)
-	cmd.SetArgs([]string{"top", "--interval", "1ms", "--socket", node.serve(t)})
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.ExecuteContext(ctx) }()
-	for range 4 {
-		<-node.asked
-	}
-	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
-	screens := strings.Split(out.String(), "\x1b[2J")
+	node.stats = [][]*runtime.PodSandboxStats{webStats(10, 5, 2), nil, webStats(14, 8, 4)}
+	screens := strings.Split(topLive(t, node, 4), "\x1b[2J")
 	if len(screens) < 4 || !strings.Contains(screens[2], "away") || !strings.Contains(screens[3], "default/web") {
 		t.Errorf("%q", screens)
 	}

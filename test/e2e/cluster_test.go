@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/runscd/runscd/test/isolate"
 	"github.com/runscd/runscd/test/registry/loopback"
 )
 
@@ -315,7 +316,7 @@ func (c *cluster) clear(t *testing.T) {
 		}
 	}
 	eventually(t, "the pods' processes end", func() error { return killAll(c.cgroup) })
-	check(t, unmountBelow(c.dir))
+	check(t, isolate.UnmountBelow(c.dir))
 	check(t, os.RemoveAll(c.dir))
 	eventually(t, "the cgroups go", func() error { return removeCgroup(c.cgroup) })
 }

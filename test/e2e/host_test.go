@@ -112,23 +112,3 @@ func removeCgroup(name string) error {
 	}
 	return errors.Join(errs...)
 }
-
-func mountsBelow(dir string) []string {
-	text, _ := os.ReadFile("/proc/self/mountinfo")
-	var found []string
-	for line := range strings.Lines(string(text)) {
-		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/") {
-			found = append(found, fields[4])
-		}
-	}
-	return found
-}
-
-func unmountBelow(dir string) error {
-	for _, path := range slices.Backward(mountsBelow(dir)) {
-		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
-			return fmt.Errorf("unmount %s: %w", path, err)
-		}
-	}
-	return nil
-}

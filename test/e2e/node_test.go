@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/runscd/runscd/test/isolate"
 )
 
 func staticPod(s *scene) {
@@ -123,7 +125,7 @@ func nothingLeft(s *scene) {
 				errs = append(errs, fmt.Errorf("lease of %s", name))
 			}
 		}
-		for _, path := range mountsBelow(s.c.path("s")) {
+		for _, path := range isolate.MountsBelow(s.c.path("s")) {
 			if path != s.c.path("s/null-netns") { // runsc keeps it for the next sandbox
 				errs = append(errs, fmt.Errorf("mount %s", path))
 			}

@@ -21,6 +21,8 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 	cri "k8s.io/cri-client/pkg"
 	"k8s.io/klog/v2"
+
+	"github.com/runscd/runscd/test/isolate"
 )
 
 // patience is how long a test waits for what should happen soon, and is only
@@ -197,7 +199,7 @@ func (d *daemon) clear(t *testing.T) {
 		}
 		return nil
 	})
-	check(t, unmountBelow(d.dir))
+	check(t, isolate.UnmountBelow(d.dir))
 	check(t, os.RemoveAll(d.dir))
 	removeCgroup(d.cgroup)
 }

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/runscd/runscd/test/isolate"
 	"github.com/runscd/runscd/test/registry/loopback"
 )
 
@@ -71,7 +72,7 @@ func TestRecursiveReadOnly(t *testing.T) {
 	d.stop(t, unix.SIGKILL)
 	check(t, os.Remove(d.path("l/containers/"+c.id+".json")))
 	d.start(t)
-	if found := mountsBelow(d.path("s/containers")); len(found) != 0 {
+	if found := isolate.MountsBelow(d.path("s/containers")); len(found) != 0 {
 		t.Errorf("mounts of a container without a record: %q", found)
 	}
 	resp, err := d.pods.Status(ctx(t), false)
@@ -108,13 +109,13 @@ func TestReadOnlyAlone(t *testing.T) {
 	if found := names(host); len(found) != 1 {
 		t.Errorf("the host's directory has %q", found)
 	}
-	if found := mountsBelow(d.path("s/containers/" + c.id + "/volumes")); len(found) != 2 {
+	if found := isolate.MountsBelow(d.path("s/containers/" + c.id + "/volumes")); len(found) != 2 {
 		t.Errorf("mounts made for it: %q", found)
 	}
 	d.stop(t, unix.SIGKILL)
 	d.start(t)
 	check(t, d.pods.RemoveContainer(ctx(t), c.id))
-	if found := mountsBelow(d.path("s/containers/" + c.id)); len(found) != 0 {
+	if found := isolate.MountsBelow(d.path("s/containers/" + c.id)); len(found) != 0 {
 		t.Errorf("mounts of a container that is gone: %q", found)
 	}
 	if text, err := os.ReadFile(filepath.Join(host, "sub/new")); err != nil || string(text) != "yes\n" {

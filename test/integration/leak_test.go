@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/runscd/runscd/test/isolate"
 )
 
 // leftovers tells what is there of pods when there should be none.
@@ -78,27 +80,7 @@ func (d *daemon) processes() []string {
 	return found
 }
 
-func (d *daemon) mounts() []string { return mountsBelow(d.dir) }
-
-func mountsBelow(dir string) []string {
-	text, _ := os.ReadFile("/proc/self/mountinfo")
-	var found []string
-	for line := range strings.Lines(string(text)) {
-		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/") {
-			found = append(found, fields[4])
-		}
-	}
-	return found
-}
-
-func unmountBelow(dir string) error {
-	for _, path := range slices.Backward(mountsBelow(dir)) {
-		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
-			return fmt.Errorf("unmount %s: %w", path, err)
-		}
-	}
-	return nil
-}
+func (d *daemon) mounts() []string { return isolate.MountsBelow(d.dir) }
 
 // open are the files that the daemon has open, but for connections to registries.
 func (d *daemon) open(t *testing.T) []string {

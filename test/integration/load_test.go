@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/runscd/runscd/test/isolate"
 )
 
 // waiting is a client that waits for a daemon when there is none.
@@ -146,7 +148,7 @@ func (d *daemon) reboot(t *testing.T) {
 		}
 		return nil
 	})
-	check(t, unmountBelow(d.dir))
+	check(t, isolate.UnmountBelow(d.dir))
 	check(t, os.RemoveAll(d.path("s")))
 	eventually(t, "the cgroups go", func() error { // which dead processes leave a little later
 		removeCgroup(d.cgroup)

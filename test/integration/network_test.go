@@ -11,6 +11,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/runscd/runscd/test/isolate"
 )
 
 // addNetwork writes the CNI configuration of the example, with a bridge, a
@@ -176,7 +178,7 @@ func TestNetworkGone(t *testing.T) {
 	d := newDaemon(t, "")
 	d.addNetwork(t)
 	p := d.runPod(t)
-	check(t, unmountBelow(d.path("s/netns")))
+	check(t, isolate.UnmountBelow(d.path("s/netns")))
 	check(t, os.Remove(d.path("s/netns/"+p.id)))
 	check(t, os.Remove(d.path("cni/10.conflist")))
 	check(t, d.pods.StopPodSandbox(ctx(t), p.id))
