@@ -117,19 +117,25 @@ func TestASandboxThatDiedWhileNobodyWasThere(t *testing.T) {
 	n.nothing()
 }
 
-func TestAPodThatWasNotFinishedIsUndone(t *testing.T) {
-	n := newNode(t)
-	adding, add := make(chan struct{}), make(chan struct{})
-	n.network.onAdd = func() { close(adding); <-add }
-	built := make(chan error, 1)
+// halfPod returns when a pod has a sandbox and waits for its network, until add is
+// closed; then built tells how it ended.
+func (n *node) halfPod() (add chan<- struct{}, built <-chan error) {
+	adding, added, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	n.network.onAdd = func() { close(adding); <-added }
 	go func() {
-		_, err := n.RunPod(t.Context(), n.podRequest("p"))
-		built <- err
+		_, err := n.RunPod(n.t.Context(), n.podRequest("p"))
+		ended <- err
 	}()
 	<-adding
 	for len(n.runscIDs()) == 0 { // the sandbox is made meanwhile
 		time.Sleep(time.Millisecond)
 	}
+	return added, ended
+}
+
+func TestAPodThatWasNotFinishedIsUndone(t *testing.T) {
+	n := newNode(t)
+	add, built := n.halfPod()
 	before := n.Registry
 	n.crash()
 	n.network.onAdd = nil
@@ -147,17 +153,7 @@ func TestAPodThatWasNotFinishedIsUndone(t *testing.T) {
 // The daemon may die while it writes the bundle.
 func TestAPodWithHalfABundleIsUndone(t *testing.T) {
 	n := newNode(t)
-	adding, add := make(chan struct{}), make(chan struct{})
-	n.network.onAdd = func() { close(adding); <-add }
-	built := make(chan error, 1)
-	go func() {
-		_, err := n.RunPod(t.Context(), n.podRequest("p"))
-		built <- err
-	}()
-	<-adding
-	for len(n.runscIDs()) == 0 { // the sandbox is made meanwhile
-		time.Sleep(time.Millisecond)
-	}
+	add, built := n.halfPod()
 	n.crash()
 	n.network.onAdd = nil
 	for _, id := range entries(filepath.Join(n.state, "pods")) {

@@ -100,6 +100,9 @@ func Container(cfg *runtime.ContainerConfig, o ContainerOptions) (*specs.Spec, e
 	if err := addDevices(s, cfg, o); err != nil {
 		return nil, err
 	}
+	if err := countMounts(s.Mounts); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 

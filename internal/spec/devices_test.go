@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -62,7 +63,11 @@ func TestDevices(t *testing.T) {
 func TestCDIDevices(t *testing.T) {
 	files := t.TempDir()
 	zero, mem := device(t, files+"/zero", unix.S_IFCHR, 1, 5), device(t, files+"/mem", unix.S_IFCHR, 1, 1)
-	cdiFile := strings.NewReplacer("ZERO", zero, "MEM", mem, "DIR", files).Replace(`{
+	var many []string
+	for i := range MaxMounts + 1 {
+		many = append(many, fmt.Sprintf(`{"hostPath": "DIR", "containerPath": "/many/%d", "options": ["ro", "bind"]}`, i))
+	}
+	cdiFile := strings.NewReplacer("MANY", strings.Join(many, ","), "ZERO", zero, "MEM", mem).Replace(`{
 		"cdiVersion": "0.6.0", "kind": "example.com/device",
 		"containerEdits": {"env": ["ALL=1"]},
 		"devices": [
@@ -71,9 +76,11 @@ func TestCDIDevices(t *testing.T) {
 				"mounts": [{"hostPath": "DIR", "containerPath": "/lib", "options": ["ro", "bind"]}],
 				"env": ["DEVICE=a"]
 			}},
-			{"name": "b", "containerEdits": {"deviceNodes": [{"path": "/dev/b", "hostPath": "MEM"}]}}
+			{"name": "b", "containerEdits": {"deviceNodes": [{"path": "/dev/b", "hostPath": "MEM"}]}},
+			{"name": "many", "containerEdits": {"mounts": [MANY]}}
 		]
 	}`)
+	cdiFile = strings.ReplaceAll(cdiFile, "DIR", files)
 	if err := os.WriteFile(filepath.Join(files, "example.json"), []byte(cdiFile), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -99,6 +106,7 @@ func TestCDIDevices(t *testing.T) {
 	for name, words := range map[string]string{
 		"example.com/device=b":    "/dev/b (c 1:1): not one that a sandbox has",
 		"example.com/device=none": "CDI_devices",
+		"example.com/device=many": "mounts: 1",
 		"nonsense":                "nonsense",
 	} {
 		cfg.CDIDevices = []*runtime.CDIDevice{{Name: name}}

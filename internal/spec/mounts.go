@@ -35,22 +35,23 @@ func containerMounts(cfg *runtime.ContainerConfig, o ContainerOptions) ([]specs.
 	if err != nil {
 		return nil, err
 	}
-	if n := hostMounts(list); n > MaxMounts {
-		return nil, fmt.Errorf("mounts: %d of the host with those over masked and read-only paths, more than %d: %w", n, MaxMounts, errdefs.ErrInvalidArgument)
-	}
 	sortMounts(list)
 	return list, nil
 }
 
-// hostMounts counts the mounts of a list that are of the host.
-func hostMounts(list []specs.Mount) int {
+// countMounts refuses more mounts than a container can have.
+func countMounts(list []specs.Mount) error {
 	n := 0
 	for _, m := range list {
-		if m.Type == "bind" {
+		// Those of CDI files are told by their options, as runsc does.
+		if m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind") {
 			n++
 		}
 	}
-	return n
+	if n > MaxMounts {
+		return fmt.Errorf("mounts: %d of the host with those over masked and read-only paths and of CDI devices, more than %d: %w", n, MaxMounts, errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 // sortMounts puts parents first.
