@@ -119,14 +119,13 @@ func (m *message[M]) UnmarshalJSON(data []byte) error {
 	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(data, m.M)
 }
 
-// facts is a record in memory and on disk. The copy on disk follows each
-// change, in the order of the changes.
+// facts is a record in memory and on disk. The copy in memory follows that on disk.
 type facts[T any] struct {
 	id      string
 	records *store.Records[T]
 	foreign bool // the record cannot be used, and is not changed; see lost.go
 
-	save sync.Mutex // orders the saves; held over the write, as nothing else is
+	save sync.Mutex // orders the changes; held over the write, as nothing else is
 	// +checklocks:save
 	forgotten bool
 
@@ -142,19 +141,22 @@ func (f *facts[T]) Facts() T {
 	return f.now
 }
 
-// update changes the facts and saves them. After an error the change is in
-// force and not on disk.
+// update changes the facts and saves them. They are told as soon as they are on disk, so
+// that a daemon that dies takes nothing back. After an error the change is in force and
+// not on disk.
 func (f *facts[T]) update(change func(*T)) error {
-	f.mu.Lock()
-	change(&f.now)
-	f.mu.Unlock()
 	f.save.Lock()
 	defer f.save.Unlock()
-	if f.forgotten || f.foreign {
-		return nil
+	next := f.Facts()
+	change(&next)
+	var err error
+	if !f.forgotten && !f.foreign {
+		err = f.records.Save(f.id, &next)
 	}
-	now := f.Facts()
-	return f.records.Save(f.id, &now)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.now = next
+	return err
 }
 
 // erase deletes the record. Facts that change later are not saved any more.

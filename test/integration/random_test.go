@@ -55,6 +55,13 @@ func TestRandomCalls(t *testing.T) {
 		}
 		wg.Wait()
 	}
+	eventually(t, "what nobody waits for any more is over", func() error {
+		pods, err := d.pods.ListPodSandbox(ctx(t), nil)
+		if n := len(names(d.path("l/pods"))); err == nil && n != len(pods) {
+			err = fmt.Errorf("%d pods, %d records", len(pods), n)
+		}
+		return err
+	})
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for id, n := range x.started {
