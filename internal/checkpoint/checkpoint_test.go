@@ -90,7 +90,7 @@ func TestThisMachine(t *testing.T) {
 	}
 }
 
-// saved is a complete checkpoint of two files.
+// saved is a complete checkpoint of three files, of which one has three blocks.
 func saved(t *testing.T) (dir string, m *Manifest) {
 	dir = t.TempDir()
 	for _, name := range []string{"a", "b"} {
@@ -98,8 +98,15 @@ func saved(t *testing.T) (dir string, m *Manifest) {
 			t.Fatal(err)
 		}
 	}
+	big, err := os.Create(filepath.Join(dir, "big"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(big.Truncate(2*BlockSize+1), big.Close()); err != nil {
+		t.Fatal(err)
+	}
 	m = &Manifest{Paused: time.Second, Order: []string{"c"}, Containers: map[string]Container{"c": {ID: "1", VolumeIDs: map[int]string{2: "sha256:x"}}}}
-	if err := m.Write(dir, []string{"a", "b", "not there"}); err != nil {
+	if err := m.Write(dir, []string{"a", "b", "big", "not there"}); err != nil {
 		t.Fatal(err)
 	}
 	return dir, m
@@ -108,7 +115,7 @@ func saved(t *testing.T) (dir string, m *Manifest) {
 func TestManifest(t *testing.T) {
 	dir, _ := saved(t)
 	m, err := Read(dir)
-	if err != nil || m.Version != Version || m.Paused != time.Second || m.Containers["c"].VolumeIDs[2] != "sha256:x" || len(m.Files) != 2 {
+	if err != nil || m.Version != Version || m.Paused != time.Second || m.Containers["c"].VolumeIDs[2] != "sha256:x" || len(m.Files) != 3 {
 		t.Fatalf("%+v, %v", m, err)
 	}
 	if err := m.Verify(dir); err != nil {
@@ -118,25 +125,38 @@ func TestManifest(t *testing.T) {
 	if err != nil || info.Mode() != 0o600 {
 		t.Errorf("%v, %v", info, err)
 	}
-	for want, damage := range map[string]func() error{
-		"a: 5 bytes, not 12": func() error { return os.Truncate(filepath.Join(dir, "a"), 5) },
-		"a: checksum":        func() error { return os.WriteFile(filepath.Join(dir, "a"), []byte("content of b"), 0o600) },
-		"a: no such file":    func() error { return os.Remove(filepath.Join(dir, "a")) },
-		`"../a"`: func() error {
+}
+
+func TestDamage(t *testing.T) {
+	for want, damage := range map[string]func(dir string, m *Manifest) error{
+		"a: 5 bytes, not 12": func(dir string, _ *Manifest) error { return os.Truncate(filepath.Join(dir, "a"), 5) },
+		"a: checksum of block 0": func(dir string, _ *Manifest) error {
+			return os.WriteFile(filepath.Join(dir, "a"), []byte("content of b"), 0o600)
+		},
+		"big: checksum of block 1": func(dir string, _ *Manifest) error {
+			big, err := os.OpenFile(filepath.Join(dir, "big"), os.O_WRONLY, 0)
+			if err != nil {
+				return err
+			}
+			_, err = big.WriteAt([]byte{1}, BlockSize+1)
+			return errors.Join(err, big.Close())
+		},
+		"a: 1 checksums, not 0": func(_ string, m *Manifest) error {
+			m.Files["a"] = File{Size: 12}
+			return nil
+		},
+		"a: no such file": func(dir string, _ *Manifest) error { return os.Remove(filepath.Join(dir, "a")) },
+		`"../a"`: func(_ string, m *Manifest) error {
 			m.Files = map[string]File{"../a": {}}
 			return nil
 		},
 	} {
-		sound := m.Files
-		if err := damage(); err != nil {
+		dir, m := saved(t)
+		if err := damage(dir, m); err != nil {
 			t.Fatal(err)
 		}
 		if err := m.Verify(dir); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
-		}
-		m.Files = sound
-		if err := os.WriteFile(filepath.Join(dir, "a"), []byte("content of a"), 0o600); err != nil {
-			t.Fatal(err)
 		}
 	}
 }

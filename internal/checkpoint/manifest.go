@@ -14,10 +14,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sync/errgroup"
 )
 
 // Version is that of the manifest's format; docs/checkpoint.md describes it.
@@ -66,9 +68,15 @@ type Container struct {
 
 // File is a file of the checkpoint.
 type File struct {
-	Size   int64  `json:"size"`
-	CRC32C uint32 `json:"crc32c"`
+	Size int64 `json:"size"`
+	// CRC32C are the checksums of its blocks, each of BlockSize and the last of what
+	// is left.
+	CRC32C []uint32 `json:"crc32c"`
 }
+
+// BlockSize is how many bytes of a file have a checksum. There are several so that
+// several processors can read.
+const BlockSize = 32 << 20
 
 // Write completes the checkpoint in dir: it adds what is to be known of the files of
 // the given names, as far as they are there, and writes the manifest.
@@ -142,8 +150,13 @@ func (m *Manifest) Verify(dir string) error {
 		if err != nil {
 			return err
 		}
-		if is != was {
-			return fmt.Errorf("%s: checksum %08x, not %08x: %w", path, is.CRC32C, was.CRC32C, errdefs.ErrFailedPrecondition)
+		if len(is.CRC32C) != len(was.CRC32C) {
+			return fmt.Errorf("%s: %d checksums, not %d: %w", path, len(is.CRC32C), len(was.CRC32C), errdefs.ErrFailedPrecondition)
+		}
+		for i := range is.CRC32C {
+			if is.CRC32C[i] != was.CRC32C[i] {
+				return fmt.Errorf("%s: checksum of block %d is %08x, not %08x: %w", path, i, is.CRC32C[i], was.CRC32C[i], errdefs.ErrFailedPrecondition)
+			}
 		}
 	}
 	return nil
@@ -177,7 +190,21 @@ func sum(path string) (File, error) {
 		return File{}, err
 	}
 	defer f.Close()
-	h := crc32.New(crc32.MakeTable(crc32.Castagnoli))
-	n, err := io.CopyBuffer(h, struct{ io.Reader }{f}, make([]byte, 1<<20))
-	return File{Size: n, CRC32C: h.Sum32()}, err
+	info, err := f.Stat()
+	if err != nil {
+		return File{}, err
+	}
+	file := File{Size: info.Size(), CRC32C: make([]uint32, (info.Size()+BlockSize-1)/BlockSize)}
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i := range file.CRC32C {
+		g.Go(func() error {
+			h := crc32.New(crc32.MakeTable(crc32.Castagnoli))
+			block := io.NewSectionReader(f, int64(i)*BlockSize, BlockSize)
+			_, err := io.CopyBuffer(h, struct{ io.Reader }{block}, make([]byte, 128<<10))
+			file.CRC32C[i] = h.Sum32()
+			return err
+		})
+	}
+	return file, g.Wait()
 }
