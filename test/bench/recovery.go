@@ -64,7 +64,7 @@ func (n *node) restart(ctx context.Context) (pods int, err error) {
 	}
 	again := backoff.Config{BaseDelay: time.Millisecond, MaxDelay: time.Millisecond, Multiplier: 1}
 	n.conn, err = grpc.NewClient("unix://"+n.path("state/runscd.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: again}))
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: again, MinConnectTimeout: time.Second}))
 	if err != nil {
 		return 0, err
 	}
