@@ -25,7 +25,7 @@ func (d *daemon) waiting(t *testing.T) runtime.RuntimeServiceClient {
 	t.Helper()
 	again := backoff.Config{BaseDelay: time.Millisecond, MaxDelay: time.Millisecond, Multiplier: 1}
 	conn, err := grpc.NewClient("unix://"+d.path("s/runscd.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: again}), grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: again, MinConnectTimeout: time.Second}), grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
 	check(t, err)
 	t.Cleanup(func() { conn.Close() })
 	return runtime.NewRuntimeServiceClient(conn)
