@@ -187,6 +187,7 @@ func TestUnusableManifest(t *testing.T) {
 
 func TestDiscard(t *testing.T) {
 	dir, _ := saved(t)
+	names := []string{"a", "b", "big"}
 	left := func() []string {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
@@ -201,16 +202,16 @@ func TestDiscard(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "somebody's"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Discard(dir, []string{"a", "b"}); err != nil || len(left()) != 4 {
+	if err := Discard(dir, names); err != nil || len(left()) != 5 {
 		t.Errorf("a complete one: left %q, %v", left(), err)
 	}
 	if err := os.Rename(filepath.Join(dir, ManifestFile), filepath.Join(dir, temporary)); err != nil {
 		t.Fatal(err)
 	}
-	if err := Discard(dir, []string{"a", "b"}); err != nil || !slices.Equal(left(), []string{"somebody's"}) {
+	if err := Discard(dir, names); err != nil || !slices.Equal(left(), []string{"somebody's"}) {
 		t.Errorf("one that is not complete: left %q, %v", left(), err)
 	}
-	if err := Remove(dir, []string{"a", "b"}); err != nil {
+	if err := Remove(dir, names); err != nil {
 		t.Errorf("again: %v", err)
 	}
 }
